@@ -1,0 +1,1 @@
+"""Codecs: one adapter per codec, opened by name through `registry`."""

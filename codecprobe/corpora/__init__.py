@@ -1,0 +1,1 @@
+"""Corpora: speech with speaker, session and text, opened by name."""

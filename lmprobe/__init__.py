@@ -1,0 +1,5 @@
+"""Probe causal language models. Names load on first use; `__init__.pyi` lists them."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,1 @@
+"""Organisms: tiny trained language models with planted, known behaviour."""

@@ -1,0 +1,1 @@
+"""probes of the core; import the module you need."""

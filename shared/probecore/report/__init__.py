@@ -1,0 +1,1 @@
+"""report of the core; import the module you need."""

@@ -1,0 +1,1 @@
+"""stats of the core; import the module you need."""

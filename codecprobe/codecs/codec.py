@@ -121,6 +121,7 @@ def check_codes(codes: NDArray[Any], sizes: Sequence[int], name: str = "clip") -
     if bad.any():
         frame, layer = map(int, np.argwhere(bad)[0])
         raise InputError(
-            f"{name}: codes of layer {layer} must lie in [0, {sizes[layer]}); got {array[frame, layer]} in frame {frame}"
+            f"{name}: codes of layer {layer} must lie in [0, {sizes[layer]}); "
+            f"got {array[frame, layer]} in frame {frame}"
         )
     return array.astype(np.int64, copy=False)

@@ -101,7 +101,8 @@ def _pack(arrays: Mapping[str, ArrayLike], key: str) -> bytes:
 
     stored = {name: _storable(np.asarray(array), name) for name, array in arrays.items()}
     hashes = {name: hash_of_array(array) for name, array in stored.items()}
-    return save(stored, metadata={"entry": json.dumps({"key": key, "hashes": hashes})})
+    packed: bytes = save(stored, metadata={"entry": json.dumps({"key": key, "hashes": hashes})})
+    return packed
 
 
 def _unpack(data: bytes, key: str) -> Arrays:

@@ -1,0 +1,187 @@
+"""A result as the terminal shows it: title, table, footnotes, notes, and one line on how it was made.
+
+Plain text without colour codes, so that it can be copied, piped and compared: the same result gives the same bytes
+wherever it is not printed to a terminal. Lines are at most 120 characters, or as wide as the terminal.
+"""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from probecore.report.table import Column, Table, format_table
+from probecore.results import Result
+
+WIDEST = 120
+GAP = "  "
+
+
+def render(result: Result, width: int | None = None) -> str:
+    """Return the whole text of a result; `width` in characters, by default that of the terminal up to 120."""
+    width = min(width or terminal_width(), WIDEST)
+    table = format_table(result.rows, result.columns)
+    lines = _wrapped(result.title or result.kind, width)
+    lines += [""] + (_lines(table, width) if table.n_rows else ["(no rows)"])
+    lines += [line for mark, text in table.footnotes for line in _wrapped(text, width, first=f"{mark} ", rest="  ")]
+    if result.notes:
+        lines += ["", "Notes"]
+        lines += [line for note in result.notes for line in _wrapped(note, width, first="- ", rest="  ")]
+    made = describe(result.provenance)
+    if made:
+        lines += ["", *_wrapped(made, width)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def terminal_width() -> int:
+    """Return the width of the terminal, or the widest where stdout is not one."""
+    return shutil.get_terminal_size((WIDEST, 40)).columns if sys.stdout.isatty() else WIDEST
+
+
+def describe(provenance: Mapping[str, Any]) -> str:
+    """Return how a result was made as one sentence: command, seed, device, versions, hashes, certificate.
+
+    >>> describe({"command": "demo", "seed": 0, "device": "cpu", "versions": {"numpy": "2.1"}, "data_hash": "ab12"})
+    'Made by: demo; seed 0; cpu; numpy 2.1; data hash ab12.'
+    """
+    parts = [provenance["command"]] if provenance.get("command") else []
+    parts += [f"seed {provenance['seed']}"] if "seed" in provenance else []
+    parts += [str(provenance["device"])] if provenance.get("device") else []
+    parts += [f"{name} {version}" for name, version in provenance.get("versions", {}).items()]
+    for name, fact in provenance.items():
+        if name not in ("command", "seed", "device", "versions"):
+            parts += _fact(name.replace("_", " "), fact)
+    return f"Made by: {'; '.join(parts)}." if parts else ""
+
+
+def _fact(name: str, fact: Any) -> list[str]:  # noqa: ANN401
+    """Say one fact of a provenance; of a nested record its scalars, of a list its length where it is long."""
+    if name.endswith("certificate"):
+        return [f"{name}: {_certificate(fact)}"]
+    if isinstance(fact, Mapping):
+        return [part for key, value in fact.items() for part in _fact(f"{name} {key}".replace("_", " "), value)]
+    if isinstance(fact, (list, tuple)):
+        few = len(fact) <= 4 and not any(isinstance(value, (list, tuple, Mapping)) for value in fact)
+        if not few and all(isinstance(value, Mapping) for value in fact):
+            return [
+                part for i, value in enumerate(fact) for part in _fact(str(value.get("name", f"{name} {i + 1}")), value)
+            ]
+        return [f"{name} {', '.join(map(str, fact))}" if few else f"{len(fact)} {name}"] if fact else []
+    if fact is None or fact == "":
+        return []
+    return [f"{name} {fact:.6g}" if isinstance(fact, float) else f"{name} {fact}"]
+
+
+def _certificate(certificate: Any) -> str:  # noqa: ANN401
+    """Say a certificate in a few words: its own summary, or how many of its yes-or-no checks passed."""
+    if not isinstance(certificate, Mapping):
+        return str(certificate)
+    if certificate.get("summary"):
+        return str(certificate["summary"])
+    checks = {k: v.get("passed") if isinstance(v, Mapping) else v for k, v in certificate.items()}
+    verdicts = {k: v for k, v in checks.items() if isinstance(v, bool)}
+    failed = [k.replace("_", " ") for k, passed in verdicts.items() if not passed]
+    if not verdicts:
+        return f"{len(certificate)} facts"
+    return f"{len(verdicts) - len(failed)} of {len(verdicts)} checks passed" + (
+        f" (not: {', '.join(failed)})" if failed else ""
+    )
+
+
+def _lines(table: Table, width: int) -> list[str]:
+    """Lay the table out within `width`: fold headings, then state constant columns once, then wrap text cells."""
+    columns = [replace(column, cells=_aligned(column)) for column in table.columns]
+    constant: list[Column] = []
+    heads = {column.names: _folded(column) for column in columns}
+    if _width(columns, {c.names: [c.heading] for c in columns}) <= width:
+        heads = {column.names: [column.heading] for column in columns}
+    elif _width(columns, heads) > width:
+        constant = [
+            c for c in columns[1:] if len(set(c.cells)) == 1 and table.n_rows > 1 and c.kind in ("number", "text")
+        ]
+        columns = [column for column in columns if column not in constant]
+    widths = _fit(columns, heads, width)
+    rule = "─" * (sum(widths) + len(GAP) * (len(widths) - 1))
+    height = max(len(heads[column.names]) for column in columns)
+    lines = [rule]
+    for i in range(height):
+        words = [([""] * (height - len(heads[c.names])) + heads[c.names])[i] for c in columns]
+        lines.append(_line(words, columns, widths))
+    lines.append(rule)
+    for row in range(table.n_rows):
+        if row in table.starts[1:]:
+            lines.append("")
+        shown = [column.cells[row] for column in columns]
+        if columns[0].kind == "text" and row not in table.starts and row and columns[0].cells[row - 1] == shown[0]:
+            shown[0] = ""  # a block's name is said once
+        broken = [
+            textwrap.wrap(cell, w) or [""] if len(cell) > w else [cell] for cell, w in zip(shown, widths, strict=True)
+        ]
+        for i in range(max(map(len, broken))):
+            lines.append(_line([cell[i] if i < len(cell) else "" for cell in broken], columns, widths))
+    lines.append(rule)
+    if constant:
+        said = ", ".join(f"{column.heading} {column.cells[0].strip()}" for column in constant)
+        lines += _wrapped(f"In every row: {said}.", width)
+    return lines
+
+
+def _aligned(column: Column) -> tuple[str, ...]:
+    """Pad numbers so that their decimal points stand in one line; marks and exponents hang to the right."""
+    ends = [cell[1:-1].split(", ") for cell in column.cells if cell.startswith("[")]
+    if column.kind == "interval" and len({len(end) - _point(end) for pair in ends for end in pair}) == 1:
+        wide = [max(len(pair[i]) for pair in ends) for i in (0, 1)]
+        return tuple(
+            "[" + ", ".join(end.rjust(w) for end, w in zip(cell[1:-1].split(", "), wide, strict=True)) + "]"
+            if cell.startswith("[")
+            else cell
+            for cell in column.cells
+        )
+    if column.kind not in ("number", "p"):
+        return column.cells
+    after = [len(cell) - _point(cell) for cell in column.cells]
+    return tuple(cell + " " * (max(after) - tail) for cell, tail in zip(column.cells, after, strict=True))
+
+
+def _point(cell: str) -> int:
+    """Return where the decimal point of a cell stands, or would stand."""
+    if "." in cell:
+        return cell.index(".")
+    return next((i for i, c in enumerate(cell) if c not in "+-—0123456789"), len(cell))
+
+
+def _folded(column: Column) -> list[str]:
+    cells = max((len(cell) for cell in column.cells), default=0)
+    longest = max(len(word) for word in column.heading.split())
+    return textwrap.wrap(column.heading, max(cells, longest))
+
+
+def _width(columns: Sequence[Column], heads: Mapping[tuple[str, ...], list[str]]) -> int:
+    return sum(_column_widths(columns, heads)) + len(GAP) * (len(columns) - 1)
+
+
+def _column_widths(columns: Sequence[Column], heads: Mapping[tuple[str, ...], list[str]]) -> list[int]:
+    return [max(map(len, (*column.cells, *heads[column.names]))) for column in columns]
+
+
+def _fit(columns: Sequence[Column], heads: Mapping[tuple[str, ...], list[str]], width: int) -> list[int]:
+    """Return the columns' widths; text columns give way, never below 12 characters, numbers never."""
+    widths = _column_widths(columns, heads)
+    while sum(widths) + len(GAP) * (len(widths) - 1) > width:
+        texts = [i for i, column in enumerate(columns) if column.kind == "text" and widths[i] > 12]
+        if not texts:
+            break
+        widths[max(texts, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    return GAP.join(
+        cell.rjust(width) if column.kind in ("number", "p") else cell.ljust(width)
+        for cell, column, width in zip(cells, columns, widths, strict=True)
+    )
+
+
+def _wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False) or [""]

@@ -1,0 +1,257 @@
+"""Cross-validated ridge probes for thousands of labelings at once: everything except the labels is fixed.
+
+Conventions. x is (..., items, features) float64, leading dimensions are layers. Rows of an operator are the test items
+of fold 0, fold 1, ... one after the other ("stacked"), columns are all items, so that `decisions = operator @ labels`.
+Rows sum to 1 and are zero at the items of their own fold that were not trained on. The intercept is not penalised.
+
+Which form is used
+    features >= items, one scaling   precision blocks: Yhat_T = -(G_TT)^-1 G_TR y_R,  G = C (C K C + alpha I)^-1 C
+    features >= items, fold scaling  one kernel per fold, K_f = X D_f^-2 X', and a Cholesky factor of its training block
+    items > features                 Grams of the folds: S_R = S - S_T, scaled as D^-1 S_R D^-1, a Cholesky factor each
+All three are exact refits, not approximations. Hat-matrix update: Treder (Fast-Least-Squares), Hastie et al.; the
+precision form is the same identity written with I - H = alpha G, where alpha cancels and nothing is subtracted from I.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from probecore.errors import DesignError, InputError
+
+if TYPE_CHECKING:
+    from probecore.probes.solvers import Fold
+
+Tensor = torch.Tensor
+
+
+def ridge_decisions(
+    x: Tensor,
+    folds: "Sequence[Fold]",
+    labels: Tensor,
+    n_classes: int,
+    *,
+    alpha: float | str = "trace",
+    standardize: str = "fold",
+    groups: Tensor | None = None,
+    **options: Any,  # noqa: ANN401
+) -> list[Tensor]:
+    """Return ridge decisions per fold; the solver "ridge" of `probecore.probes.solvers` (shapes there).
+
+    Two classes are coded -1 and +1, more classes one column each (-1 / +1, as scikit-learn's `RidgeClassifier`).
+    """
+    if options:
+        raise InputError(f"the ridge probe takes no options; got {', '.join(options)}: leave them out")
+    targets = code_targets(labels, n_classes)
+    flat = targets.reshape(len(targets), -1)
+    n, d = x.shape
+    if n > d:
+        decisions = _primal(x, folds, flat, alpha, standardize)
+    else:
+        stacked = ridge_operator(x, folds, alpha=alpha, standardize=standardize) @ flat
+        decisions = list(stacked.split([len(test) for _, test in folds]))
+    return [part.reshape(len(part), *targets.shape[1:]) for part in decisions]
+
+
+def code_targets(labels: Tensor, n_classes: int) -> Tensor:
+    """Return regression targets: (items, labelings) or, for more than two classes, (items, labelings, classes)."""
+    if n_classes == 0:
+        return labels.to(torch.float64)
+    if n_classes == 2:
+        return labels.to(torch.float64).mul_(2).sub_(1)
+    return torch.nn.functional.one_hot(labels, n_classes).to(torch.float64).mul_(2).sub_(1)
+
+
+def ridge_operator(
+    x: Tensor, folds: "Sequence[Fold]", *, alpha: float | str = "trace", standardize: str = "fold"
+) -> Tensor:
+    """Return the stacked cross-validation operator (..., test rows of all folds, items) in its dual form.
+
+    x : (..., items, features). alpha : penalty or "trace" (see `trace_alpha`). Raises `DesignError` when the kernel
+    plus alpha is not positive definite in float64.
+    """
+    n = x.shape[-2]
+    x = x - x.mean(-2, keepdim=True)
+    if standardize == "fold":
+        return _operator_per_fold(x, folds, alpha)
+    if standardize == "global":
+        x = x * _inverse_sd_of(x).unsqueeze(-2)
+    kernel = x @ x.mT
+    penalty = trace_alpha(kernel) if alpha == "trace" else float(alpha)
+    rows = []
+    complement = all(len(train) + len(test) == n for train, test in folds)
+    g = precision(kernel, penalty) if complement else None
+    for train, test in folds:
+        tr, te = _indices(train, x), _indices(test, x)
+        block = kernel.new_zeros(*kernel.shape[:-2], len(test), n)
+        if g is None:
+            block[..., tr] = _train_operator(kernel[..., tr[:, None], tr], kernel[..., tr[:, None], te], penalty)
+        else:
+            left_out = g[..., te, :]
+            block = -torch.cholesky_solve(left_out, torch.linalg.cholesky(left_out[..., te]))
+            block[..., te] = 0
+        rows.append(block)
+    return torch.cat(rows, -2)
+
+
+def trace_alpha(kernel: Tensor) -> Tensor:
+    """Return the mean squared norm of centred items, (..., 1, 1): a label-free penalty on the scale of the kernel."""
+    n = kernel.shape[-1]
+    mean = kernel.mean((-2, -1)) if n else kernel.new_zeros(())
+    return (kernel.diagonal(dim1=-2, dim2=-1).mean(-1) - mean)[..., None, None]
+
+
+def precision(kernel: Tensor, alpha: Tensor | float) -> Tensor:
+    """Return G = C (C K C + alpha I)^-1 C, (..., n, n), for a centred kernel K, C = I - 11'/n.
+
+    The constant direction gets the mean eigenvalue scale while factoring and is subtracted afterwards, so that a small
+    alpha loses no digits in it.
+    """
+    n = kernel.shape[-1]
+    scale = kernel.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-300
+    padded = kernel + scale / n
+    padded.diagonal(dim1=-2, dim2=-1).add_(alpha[..., 0] if isinstance(alpha, Tensor) else alpha)
+    return torch.cholesky_inverse(factor(padded)) - 1 / (n * (scale + alpha))
+
+
+def factor(matrix: Tensor) -> Tensor:
+    """Return Cholesky factors; raises `DesignError` where a matrix is not positive definite."""
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if bool(info.any()):
+        raise DesignError("kernel plus alpha is not positive definite: raise alpha or standardise the features")
+    return lower
+
+
+def _operator_per_fold(x: Tensor, folds: "Sequence[Fold]", alpha: float | str) -> Tensor:
+    n = x.shape[-2]
+    squares = _moments(x)
+    rows = []
+    for train, test in folds:
+        tr, te = _indices(train, x), _indices(test, x)
+        inverse = _inverse_sd(x, tr, te, squares)
+        z = x * inverse.unsqueeze(-2)
+        kernel = z @ z.mT
+        penalty = (inverse != 0).sum(-1)[..., None, None].to(x.dtype) if alpha == "trace" else float(alpha)
+        block = kernel.new_zeros(*kernel.shape[:-2], len(test), n)
+        block[..., tr] = _train_operator(kernel[..., tr[:, None], tr], kernel[..., tr[:, None], te], penalty)
+        rows.append(block)
+    return torch.cat(rows, -2)
+
+
+def _train_operator(k_rr: Tensor, k_rt: Tensor, alpha: Tensor | float) -> Tensor:
+    """Return H (..., test, train), Yhat_T = H y_R: kernel ridge with a free intercept, solved as a bordered system."""
+    k_rr.diagonal(dim1=-2, dim2=-1).add_(_positive(alpha, k_rr))
+    solved = torch.cholesky_solve(torch.cat([k_rt, torch.ones_like(k_rt[..., :1])], -1), factor(k_rr))
+    s, u = solved[..., :-1], solved[..., -1:]
+    return s.mT + (1 - s.sum(-2)).unsqueeze(-1) * (u / u.sum(-2, keepdim=True)).mT
+
+
+def _positive(alpha: Tensor | float, like: Tensor) -> Tensor:
+    """Return the penalty broadcast against a diagonal; 1 where a layer has no varying feature (all weights are 0)."""
+    value = torch.as_tensor(alpha, dtype=like.dtype, device=like.device)
+    value = torch.where(value > 0, value, torch.ones_like(value))
+    return value[..., 0] if value.ndim else value
+
+
+def _primal(x: Tensor, folds: "Sequence[Fold]", y: Tensor, alpha: float | str, standardize: str) -> list[Tensor]:
+    n, d = x.shape
+    x = x - x.mean(0)
+    if standardize != "none":
+        x = x * _inverse_sd_of(x)
+    penalty = x.square().sum(1).mean() if alpha == "trace" else float(alpha)
+    complement = all(len(train) + len(test) == n for train, test in folds)
+    keep = complement and len(folds) <= 10 and sum(len(test) for _, test in folds) == n
+    grams = [gram_of_features(x[_indices(test, x)]) for _, test in folds] if keep else []
+    total = sum(grams[1:], grams[0]) if keep else gram_of_features(x)
+    moments = _moments(x)
+    # decisions through weights cost 4nd + 2kd^2 per labelling, through the operator 2n^2 after a set-up of 2nd(n + d)
+    q, k = y.shape[1], len(folds)
+    direct = q * (4 * n * d + 2 * k * d * d) <= 2 * n * d * (n + d) + 2 * q * n * n
+    products = x.T @ y if direct else None
+    out = []
+    for i, (train, test) in enumerate(folds):
+        tr, te = _indices(train, x), _indices(test, x)
+        x_t = x[te]
+        if complement:
+            s_r = total - (grams[i] if keep else gram_of_features(x_t))
+            mean = -x_t.sum(0) / len(train)  # x is centred
+        else:
+            s_r, mean = gram_of_features(x[tr]), x[tr].mean(0)
+        s_r.addr_(mean, mean, alpha=-float(len(train)))
+        inverse = _inverse_sd(x, tr, te, moments)
+        if standardize != "fold":
+            inverse = (inverse != 0).to(x.dtype)  # a feature that is constant in training has no weight
+        s_r.mul_(inverse[:, None]).mul_(inverse)
+        fold_alpha = (inverse != 0).sum().to(x.dtype) if standardize == "fold" and alpha == "trace" else penalty
+        s_r.diagonal().add_(_positive(fold_alpha, s_r))
+        lower = factor(s_r)
+        if products is not None:
+            mean_y = (y.sum(0) - y[te].sum(0)) / len(train) if complement else y[tr].mean(0)
+            xy = products - x_t.T @ y[te] if complement else x[tr].T @ y[tr]
+            xy = (xy - len(train) * torch.outer(mean, mean_y)) * inverse[:, None]
+            weights = torch.cholesky_solve(xy, lower) * inverse[:, None]
+            out.append(x_t @ weights + (mean_y - mean @ weights))
+        else:
+            weights = torch.cholesky_solve(((x_t - mean) * inverse).T, lower) * inverse[:, None]
+            operator = weights.T @ (x[tr] - mean).T
+            y_r = y[tr]
+            out.append(operator @ y_r + (1 - operator.sum(1))[:, None] * y_r.mean(0))
+    return out
+
+
+def gram_of_features(x: Tensor) -> Tensor:
+    """Return X'X (d, d) with its lower triangle correct; above the block diagonal it is zero when d is large.
+
+    Only the lower triangle is ever factored: six of sixteen blocks need no product.
+    """
+    d = x.shape[1]
+    if d < 256:
+        return x.T @ x
+    out = x.new_zeros(d, d)
+    edges = [d * i // 4 for i in range(5)]
+    for low, high in zip(edges, edges[1:], strict=False):
+        torch.matmul(x[:, low:high].T, x[:, :high], out=out[low:high, :high])
+    return out
+
+
+def _indices(items: Any, like: Tensor) -> Tensor:  # noqa: ANN401
+    return torch.as_tensor(items, dtype=torch.int64, device=like.device)
+
+
+def _inverse_sd_of(x: Tensor) -> Tensor:
+    """Return 1/sd of every feature over the items of centred x, (..., d); 0 where a feature is constant."""
+    variance = x.square().mean(-2)
+    floor = (x.abs().amax(-2) * 10 * torch.finfo(x.dtype).eps).square()
+    return torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), torch.zeros_like(variance))
+
+
+def _moments(x: Tensor) -> Tensor:
+    return x.square().sum(-2)
+
+
+def _inverse_sd(x: Tensor, train: Tensor, test: Tensor, squares: Tensor) -> Tensor:
+    """Return 1/sd of every feature over the training items, (..., d); 0 where it is constant there.
+
+    A constant feature has no weight, so 0 gives the same decisions as scikit-learn's scale of 1. Variances come from
+    the totals minus the test items; where that difference lost digits they are computed again from the items.
+    """
+    n_r = train.shape[0]
+    if n_r + test.shape[0] != x.shape[-2]:
+        part = x[..., train, :]
+        return _centred_inverse(part)
+    left = x[..., test, :]
+    mean = left.sum(-2) / -n_r
+    variance = (squares - left.square().sum(-2)) / n_r - mean.square()
+    lost = variance < 1e-6 * squares / n_r
+    inverse = variance.clamp_min(1e-300).rsqrt()
+    if bool(lost.any()):
+        inverse = torch.where(lost, _centred_inverse(x[..., train, :]), inverse)
+    return inverse
+
+
+def _centred_inverse(part: Tensor) -> Tensor:
+    mean = part.mean(-2, keepdim=True)
+    centred = part - mean
+    variance = centred.square().mean(-2)
+    floor = ((mean.squeeze(-2).abs() + variance.sqrt()) * 10 * torch.finfo(part.dtype).eps).square()
+    return torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), torch.zeros_like(variance))

@@ -1,0 +1,107 @@
+"""Open a codec by name, by hub id or by folder.
+
+A name is one of `CODECS`; a hub id holds one slash (`Qwen/Qwen3-TTS-Tokenizer-12Hz`); a folder is one that
+`save_pretrained` wrote, told apart by `model_type` in its config.json. A folder that exists wins over a hub id. Nothing
+heavy is imported before a codec is opened.
+"""
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probecore.errors import InputError
+
+if TYPE_CHECKING:
+    from codecprobe.codecs.codec import Codec
+
+QWEN3_TTS_12HZ = "Qwen/Qwen3-TTS-Tokenizer-12Hz"
+
+CODECS = {
+    "embedded": "residual vector quantiser inside the package, synthetic: layer 0 content, layers 1-2 voice",
+    "embedded-flat": "the same quantiser without the planted structure",
+    "qwen3-tts-12hz": f"Qwen3-TTS tokenizer, 12.5 Hz, 16 layers, 24 kHz ({QWEN3_TTS_12HZ})",
+}
+
+_MODEL_TYPES = {"qwen3_tts_tokenizer_12hz": "codecprobe.codecs.qwen3_tts:open_qwen3_tts"}
+_REFUSED = {
+    "qwen3_tts": "is a whole Qwen3-TTS model, not a codec: give its subfolder speech_tokenizer",
+    "qwen3_tts_tokenizer_25hz": "is the 25 Hz tokenizer, which has no residual layers: give the 12 Hz tokenizer",
+}
+
+
+def open_codec(name: str | Path, device: str = "auto") -> "Codec":
+    """Open and certify a codec.
+
+    Parameters
+    ----------
+    name : a name in `CODECS`, a folder as `save_pretrained` writes it, or a hub id.
+    device : auto, cpu, cuda or cuda:N; auto takes a GPU where there is one. The embedded codecs run on the CPU.
+
+    Raises
+    ------
+    InputError : there is no such codec, or it can be had only with a network.
+    MissingExtraError : the codec needs an optional dependency.
+    CertificateError : the codec is not what it must be.
+    """
+    text = str(name)
+    if text in ("embedded", "embedded-flat"):
+        from codecprobe.codecs.embedded import open_embedded
+
+        return open_embedded(text)
+    if text == "qwen3-tts-12hz":
+        text = QWEN3_TTS_12HZ
+    folder = Path(text).expanduser()  # a folder of that name wins over the hub
+    if folder.is_dir():
+        return _adapter(_model_type_of_folder(folder), text)(folder, device=device)
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        return _adapter(_model_type_on_hub(text), text)(text, device=device)
+    raise InputError(
+        f"codec must be one of {', '.join(CODECS)}, a folder as save_pretrained writes it, or a hub id OWNER/NAME; "
+        f"got {text!r}, which is none of them"
+    )
+
+
+def _adapter(model_type: str, name: str) -> "Callable[..., Codec]":
+    if model_type not in _MODEL_TYPES:
+        reason = _REFUSED.get(model_type, f"is no codec known here (known: {', '.join(_MODEL_TYPES)})")
+        raise InputError(f"{name}: model_type {model_type!r} {reason}")
+    module, _, function = _MODEL_TYPES[model_type].partition(":")
+    adapter: Callable[..., Codec] = getattr(import_module(module), function)
+    return adapter
+
+
+def _model_type_of_folder(folder: Path) -> str:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: not a codec folder, it has no config.json: give one as save_pretrained writes it")
+    return _model_type(path, str(folder))
+
+
+def _model_type_on_hub(repository: str) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = hf_hub_download(repository, "config.json")
+    except LocalEntryNotFoundError as error:  # offline, or no network, and not in the hub's cache
+        raise InputError(
+            f"{repository} is not in the local hub cache and the hub cannot be reached: "
+            "give a folder as save_pretrained writes it, or run once with a network"
+        ) from error
+    except (EntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{repository}: no codec of this name on the hub ({reason}): check the name") from error
+    return _model_type(Path(path), repository)
+
+
+def _model_type(path: Path, name: str) -> str:
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{name}: config.json is not valid JSON ({error}): save the codec again") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(model_type, str):
+        raise InputError(f"{name}: config.json names no model_type: give a folder as save_pretrained writes it")
+    return model_type

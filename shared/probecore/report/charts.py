@@ -40,11 +40,14 @@ def layer_profile(
     alpha: float = 0.05,
     x_title: str = "Layer",
     y_title: str = "Accuracy",
-    zero: bool = True,
+    zero: bool | None = None,
     columns: int = 2,
     title: str = "",
 ) -> Chart:
-    """Draw a value per layer: line and points per series, its interval as a band, chance as a dashed line."""
+    """Draw a value per layer: line and points per series, its interval as a band, chance as a dashed line.
+
+    zero : whether the axis starts at 0; None leaves it out when all that is drawn lies in the upper part of it.
+    """
     shown = [row for row in rows if row.get(y) is not None]
     short = _short_names([row[x] for row in shown if row.get(x) is not None])
     records = [
@@ -62,8 +65,10 @@ def layer_profile(
     ]
     layered = [record for record in records if record["x"] is not None]
     levels = [record for record in records if record["x"] is None]
-    angle = 0 if max(map(len, short.values()), default=0) <= 4 else -40
-    along = alt.X("x:O", sort=list(short.values()), title=x_title, axis=alt.Axis(labelAngle=angle, grid=False))
+    drawn = [record[k] for record in records for k in ("y", "low", "high", "chance") if record[k] is not None]
+    zero = min(drawn, default=0) < 0.4 * max(drawn, default=0) if zero is None else zero
+    axis = alt.Axis(labelAngle=_angle(short), grid=False)
+    along = alt.X("x:O", sort=list(short.values()), title=x_title, axis=axis)
     up = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=zero))
     colour = _colour(layered)
     base = alt.Chart().transform_filter("isValid(datum.x)")
@@ -74,9 +79,9 @@ def layer_profile(
         parts.append(dashed.encode(along, alt.Y("chance:Q", title=y_title), alt.Detail("series:N")))
     parts.append(base.mark_line(strokeWidth=1.8).encode(along, up, colour))
     parts += _points(base, {mark for r in layered if (mark := r["mark"])}, along, up, colour)
-    parts += _levels(levels, [r[k] for r in records for k in ("y", "low", "high") if r[k] is not None], width, zero)
+    parts += _levels(levels, drawn, width, zero)
     legend = [_interval_words(rows) if any(r["low"] is not None for r in records) else ""]
-    legend += ["dashed: chance" if any(r["chance"] is not None for r in records) else "", _p_words(layered, p, alpha)]
+    legend += ["dashed: chance" if any(r["chance"] is not None for r in records) else "", *_p_words(layered, p, alpha)]
     return _panels(parts, records, facet, columns, width, PANEL_HEIGHT, title, legend)
 
 
@@ -92,7 +97,7 @@ def lines(
     reference: float | None = None,
     x_title: str = "",
     y_title: str = "",
-    zero: bool = True,
+    zero: bool = False,
     columns: int = 3,
     title: str = "",
 ) -> Chart:
@@ -193,7 +198,7 @@ def heatmap(
             "x": across[str(row[x])],
             "y": down[str(row[y])],
             "value": row.get(value),
-            "text": "—" if row.get(value) is None else format_number(row[value], fewer).replace("0.", ".", 1),
+            "text": "—" if row.get(value) is None else _without_zero(format_number(row[value], fewer)),
             "dark": row.get(value) is not None and _is_dark(row[value], ends, middle),
             "facet": _name(row, facet),
         }
@@ -265,11 +270,11 @@ def bars_with_intervals(
     names = list(dict.fromkeys(record["series"] for record in records))
     row_height = 14 * max(1, len(names)) + 12
     down = alt.Y("label:N", sort=labels, title=label_title or None, axis=alt.Axis(labelLimit=300))
-    split = [alt.YOffset("series:N", sort=names)] if len(names) > 1 else []
+    split = [alt.YOffset("series:N", sort=names, scale=alt.Scale(paddingInner=0.25))] if len(names) > 1 else []
     axis = value_title or value
     base = alt.Chart()
-    bar = base.mark_bar(opacity=0.35, height={"band": 0.72}).encode(
-        alt.X("value:Q", title=axis), alt.X2("reference:Q"), down, *split, _colour(records)
+    bar = base.mark_bar(opacity=0.35).encode(
+        alt.X("value:Q", title=axis, axis=alt.Axis(tickCount=6)), alt.X2("reference:Q"), down, *split, _colour(records)
     )
     dark = alt.Color("series:N", scale=_scale(names), legend=None)
     whisker = base.mark_rule(strokeWidth=1.8).encode(alt.X("low:Q", title=axis), alt.X2("high:Q"), down, *split, dark)
@@ -316,10 +321,13 @@ def _panels(
     n_panels = len({record["facet"] for record in records}) if facet else 1
     if facet:
         order = list(dict.fromkeys(record["facet"] for record in records))
-        chart = chart.facet(facet=alt.Facet("facet:N", title=None, sort=order), columns=columns)
+        room_between = 130 if any(record.get("x", 0) is None for record in records) else 70 if own_axes else 24
+        chart = chart.facet(
+            facet=alt.Facet("facet:N", title=None, sort=order), columns=columns, spacing=room_between, bounds="flush"
+        )
         if own_axes:
             chart = chart.resolve_scale(x="independent", y="independent")
-    words = "; ".join(part for part in legend if part)
+    words = "; ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in legend if part)
     room = max(40, min(n_panels, columns) * width // 6)
     head = alt.TitleParams(
         text=textwrap.wrap(title, room) or [""], subtitle=textwrap.wrap(words, room) if words else []
@@ -388,7 +396,8 @@ def _scale(names: Sequence[str]) -> alt.Scale:
 
 def _legend(names: Sequence[str]) -> alt.Legend:
     wide = sum(len(name) + 5 for name in names) > 60
-    return alt.Legend(title=None, columns=2 if wide else len(names), labelLimit=300)
+    columns = 2 if wide else len(names)
+    return alt.Legend(title=None, columns=columns, labelLimit=300, symbolOpacity=1)
 
 
 def _name(row: Row, column: str | None) -> str:
@@ -408,6 +417,15 @@ def _short_names(values: Sequence[Any]) -> dict[str, str]:
     heads = {re.sub(r"\S+$", "", name) for name in names}
     shared = heads.pop() if len(names) > 1 and len(heads) == 1 else ""
     return {name: name.removeprefix(shared) for name in names}
+
+
+def _without_zero(number: str) -> str:
+    """Drop the zero before the decimal point, as there is little room in a cell.
+
+    >>> [_without_zero(number) for number in ("0.25", "-0.5", "10.5", "0")]
+    ['.25', '-.5', '10.5', '0']
+    """
+    return re.sub(r"^(-?)0\.", r"\1.", number)
 
 
 def _angle(names: Mapping[str, str]) -> int:
@@ -431,10 +449,10 @@ def _interval_words(rows: Sequence[Row], mark: str = "band") -> str:
     return f"{mark}: {100 * level:g} % interval"
 
 
-def _p_words(records: Sequence[Row], p: str | None, alpha: float) -> str:
-    if not p or not records:
-        return ""
+def _p_words(records: Sequence[Row], p: str | None, alpha: float) -> list[str]:
+    if not p:
+        return []
     name = "adjusted p" if "adj" in p else "p"
     level = f"{alpha:g}".removeprefix("0")
     words = {"full": f"filled: {name} ≤ {level}", "hollow": f"hollow: {name} > {level}", "cross": "cross: no p"}
-    return ", ".join(text for mark, text in words.items() if any(r["mark"] == mark for r in records))
+    return [text for mark, text in words.items() if any(r["mark"] == mark for r in records)]

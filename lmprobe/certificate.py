@@ -1,0 +1,337 @@
+"""Certificate: what is true of this very model, measured when it is opened, and what is refused because it is not.
+
+A short probe and a padded pair are run through the model. Gaps are the largest absolute difference, 0 means bit for
+bit. What is checked:
+
+* taps        every block's tapped output is the matching entry of transformers' own `hidden_states`
+* final norm  norm(output of the last block) is the last entry of `hidden_states`
+* read-out    the last block's output, read out through the model's own tail, gives the model's logits
+* left padding, right padding   a prompt in a padded batch has the states it has alone, up to rounding
+
+The padding gaps are the noise floor: a difference between two prompts' states below it means nothing. An operation
+that needs a check that failed is refused (`Certificate.require`), with the way to override the assumption.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmprobe.inputs import accepts, forward_arguments, pad
+from lmprobe.readout import tail_replay
+from lmprobe.sites import Sites, residual_of, rows_of, unwrap
+from lmprobe.taps import tapped
+from probecore.errors import CertificateError
+
+SHORT, LONG = 5, 9  # tokens of the two probes
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: `holds` is None where it could not be made; `gap` is the largest absolute difference."""
+
+    name: str
+    holds: bool | None
+    gap: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        verdict = {True: "holds", False: "FAILS", None: "not checked"}[self.holds]
+        gap = "" if self.gap is None else " bit for bit" if self.gap == 0 else f" within {self.gap:.1e}"
+        return f"{self.name:14s} {verdict}{gap}{f' ({self.note})' if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The checks of one model and the facts they rest on; `str()` gives it as short text, `to_json()` as a record.
+
+    copies : residual streams side by side (1 in nearly every model). width : features of one state (all copies).
+    returns : length of the tuple each block returns, 0 for a bare tensor.
+    noise : largest change of a state by padding, per layer name, relative to that layer's root mean square.
+    """
+
+    checks: tuple[Check, ...]
+    blocks_path: str
+    norm_path: str | None
+    n_blocks: int
+    width: int
+    copies: int
+    returns: tuple[int, ...]
+    convention: str
+    noise: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, name: str) -> Check:
+        """Return one check by name."""
+        return next(check for check in self.checks if check.name == name)
+
+    def holds(self, name: str) -> bool:
+        """Tell whether a check was made and holds."""
+        return self.check(name).holds is True
+
+    @property
+    def noise_floor(self) -> float:
+        """Largest relative change of any state by padding."""
+        return max(self.noise.values(), default=float("nan"))
+
+    def require(self, *names: str) -> None:
+        """Raise `CertificateError` unless these checks hold.
+
+        "taps" is also satisfied by "read-out": where transformers shows no hidden states to compare with, the last
+        block is the right one when its output gives the logits.
+        """
+        for name in names:
+            check = self.check(name)
+            if check.holds or (name == "taps" and check.holds is None and self.holds("read-out")):
+                continue
+            raise CertificateError(
+                f"this model's certificate must hold for {name!r}; it says: {check}. {_NEXT_STEP.get(name, '')}".rstrip()
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the certificate with JSON types only."""
+        record = asdict(self)
+        record["returns"], record["noise"] = list(self.returns), dict(self.noise)
+        record["checks"] = [asdict(check) for check in self.checks]
+        return record
+
+    def __str__(self) -> str:
+        norm = self.norm_path or "none"
+        copies = f" in {self.copies} copies" if self.copies > 1 else ""
+        head = f"{self.n_blocks} blocks at {self.blocks_path}, width {self.width}{copies}, final norm {norm}"
+        lines = [head, f"hidden_states: {self.convention}", *map(str, self.checks)]
+        lines.append(f"noise floor    {self.noise_floor:.1e} of a state's root mean square")
+        return "\n".join(lines)
+
+
+_NEXT_STEP = {
+    "taps": "Name the block list with blocks=.",
+    "final norm": "Name the final norm with final_norm=.",
+    "read-out": "States cannot be turned into logits on this model; probes of the states still work.",
+    "left padding": "Generate one prompt at a time: deterministic=True.",
+    "right padding": "Capture one prompt at a time: deterministic=True.",
+}
+
+
+def certify(model: nn.Module, sites: Sites, pad_id: int = 0) -> Certificate:
+    """Run the checks; a check that cannot be made says so, a model that cannot run at all raises.
+
+    Raises `CertificateError` when a forward pass of the probe fails.
+    """
+    rows = _probe_rows(model)
+    try:
+        return _certify(model, sites, rows, pad_id)
+    except (RuntimeError, IndexError, KeyError, AttributeError, TypeError, ValueError) as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise CertificateError(
+            f"a {type(model).__name__} must run a forward pass of {LONG} tokens; it raised {type(error).__name__}: "
+            f"{text[:200]}: load it with other settings (dtype, device), or name its blocks with blocks="
+        ) from error
+
+
+def _certify(model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_id: int) -> Certificate:
+    ids, mask = pad(rows[1:], pad_id, "right")
+    seen = _one_forward(model, sites, ids, mask)
+    residual = seen.outputs[-1]
+    copies = residual.shape[0] if residual.ndim == 4 else 1
+    checks = [*_check_hidden_states(sites, seen), _check_read_out(model, sites, seen)]
+    paddings, noise = _check_padding(model, sites, rows, pad_id)
+    config: Any = model.config
+    return Certificate(
+        checks=(*checks, *paddings),
+        blocks_path=sites.blocks_path,
+        norm_path=sites.norm_path,
+        n_blocks=len(sites.blocks),
+        width=rows_of(residual).shape[-1],
+        copies=copies,
+        returns=tuple(seen.returns),
+        convention=_convention(sites, seen),
+        noise=noise,
+        facts={
+            "attention": getattr(config, "_attn_implementation", None),
+            "dtype": str(residual.dtype).removeprefix("torch."),
+            "device": residual.device.type,
+            "attention_mask": accepts(model, "attention_mask"),
+            "position_ids": accepts(model, "position_ids"),
+        },
+    )
+
+
+@dataclass
+class _Seen:
+    """One forward pass: block input, raw block outputs, tuple lengths, transformers' hidden states, logits."""
+
+    entry: Tensor
+    outputs: list[Tensor]
+    returns: list[int]
+    states: tuple[Tensor, ...] | None
+    logits: Tensor
+
+
+def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor) -> _Seen:
+    outputs: dict[int, Tensor] = {}
+    returns: dict[int, int] = {}
+    entry: list[Tensor] = []
+
+    def keep(i: int) -> Any:  # noqa: ANN401
+        def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+            returns[i] = len(output) if isinstance(output, (tuple, list)) else 0
+            outputs[i] = unwrap(output).clone()
+
+        return hook
+
+    handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(sites.blocks)]
+    try:
+        arguments = forward_arguments(model, ids, mask, output_hidden_states=True)
+        with torch.no_grad(), tapped(sites, ("embed",), lambda _, hidden: entry.append(hidden.clone())):
+            out = model(**arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [i for i in range(len(sites.blocks)) if i not in outputs]
+    if missing or not entry:
+        raise CertificateError(
+            f"every block of {sites.blocks_path} must run once in a forward pass; block {missing[:3]} did not: "
+            "name the right block list with blocks="
+        )
+    n = len(sites.blocks)
+    states = getattr(out, "hidden_states", None) or None
+    return _Seen(entry[0], [outputs[i] for i in range(n)], [returns[i] for i in range(n)], states, out.logits)
+
+
+def _convention(sites: Sites, seen: _Seen) -> str:
+    """Say which of the known ways this model's `hidden_states` follow."""
+    if seen.states is None:
+        return "not given by this model"
+    offset = _offset(seen)
+    if offset is None:
+        return "entries match no block outputs"
+    last, raw = seen.states[-1], seen.outputs[-1]
+    if torch.equal(last, raw):
+        end = "the last entry is the last block's output"
+    elif _normed_gap(sites, seen) == 0:
+        end = "the last entry is after the final norm"
+    else:
+        end = f"the last entry {tuple(last.shape)} is neither the last block's output nor its norm"
+    start = "entry i+1 is block i" if offset == 1 else "entry i is block i, no embedding entry"
+    return f"{start}; {end}"
+
+
+def _offset(seen: _Seen) -> int | None:
+    """Return 1 where entry i+1 is block i, 0 where entry i is block i (state-space models), None otherwise."""
+    assert seen.states is not None
+    for offset in (1, 0):
+        pairs = list(zip(seen.outputs[:-1], seen.states[offset:], strict=False))
+        starts = torch.equal(rows_of(seen.entry), rows_of(seen.states[0])) if offset else bool(pairs)
+        if starts and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            return offset
+    return None
+
+
+def _check_hidden_states(sites: Sites, seen: _Seen) -> list[Check]:
+    if seen.states is None:
+        absent = "transformers gives no hidden_states for this model"
+        return [Check("taps", None, note=absent), Check("final norm", None, note=absent)]
+    taps = Check("taps", True, 0.0) if _offset(seen) is not None else Check("taps", False, _taps_gap(seen))
+    if sites.norm is None:
+        return [taps, Check("final norm", None, note="this model has none")]
+    gap = _normed_gap(sites, seen)
+    if gap is None:
+        raw = seen.states[-1].shape == seen.outputs[-1].shape and torch.equal(seen.states[-1], seen.outputs[-1])
+        why = "hidden_states end with the last block's own output" if raw else "shapes differ"
+        return [taps, Check("final norm", None if raw else False, note=why)]
+    return [taps, Check("final norm", _rounding(gap, seen.states[-1]), gap)]
+
+
+def _taps_gap(seen: _Seen) -> float | None:
+    assert seen.states is not None
+    gaps = [_gap(a, b) for a, b in zip(seen.outputs[:-1], seen.states[1:], strict=False) if a.shape == b.shape]
+    return max(gaps, default=None)
+
+
+def _normed_gap(sites: Sites, seen: _Seen) -> float | None:
+    """Return the gap between norm(last block) and the last entry, None where the two cannot be compared."""
+    raw = seen.outputs[-1]
+    if sites.norm is None or seen.states is None or raw.ndim != 3:
+        return None
+    with torch.no_grad():
+        normed = sites.norm(raw)
+    return _gap(normed, seen.states[-1]) if normed.shape == seen.states[-1].shape else None
+
+
+def _check_read_out(model: nn.Module, sites: Sites, seen: _Seen) -> Check:
+    raw = seen.outputs[-1]
+    try:
+        again = tail_replay(model, sites, seen.returns, raw, token=_probe_rows(model)[0][0])
+    except (RuntimeError, IndexError, KeyError, AttributeError, TypeError, ValueError) as error:
+        return Check("read-out", False, note=f"{type(error).__name__}: {str(error)[:80]}")
+    if again.shape != seen.logits.shape:
+        return Check("read-out", False, note=f"logits {tuple(again.shape)} instead of {tuple(seen.logits.shape)}")
+    gap = _gap(again, seen.logits)
+    # copies: the state one can hand in is the flattened one, so the way back is part of the check
+    copies = raw.shape[0] if raw.ndim == 4 else 1
+    back = torch.equal(residual_of(rows_of(raw), copies), raw)
+    return Check("read-out", back and _rounding(gap, seen.logits), gap)
+
+
+def _check_padding(
+    model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_id: int
+) -> tuple[list[Check], dict[str, float]]:
+    """Compare the short probe alone with itself beside the long one, padded on either side."""
+    short = len(rows[0])
+    alone = _states(model, sites, *pad(rows[:1], pad_id, "right"))
+    noise = dict.fromkeys(sites.layers, 0.0)
+    checks = []
+    sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+    for side in sides:
+        padded = _states(model, sites, *pad(rows, pad_id, side))
+        where = slice(0, short) if side == "right" else slice(-short, None)
+        worst, holds = 0.0, True
+        for layer, a, b in zip(sites.layers, alone, padded, strict=True):
+            gap = _gap(a[0], b[0, where])
+            scale = max(float(a.double().square().mean().sqrt()), 1e-30)
+            worst, holds = max(worst, gap), holds and gap <= limit_of(a.dtype) * scale
+            if holds:
+                noise[layer] = max(noise[layer], gap / scale)
+        note = "" if holds else "padding changes the states; batches are made of equal lengths"
+        checks.append(Check(f"{side} padding", holds, worst, note))
+    return checks, noise
+
+
+def limit_of(dtype: torch.dtype) -> float:
+    """Return the largest relative change that still counts as rounding: 1000 units in the last place, at most 0.1.
+
+    Sums over a few thousand terms in another order move a result by tens of units; a wrong position or a visible pad
+    moves it by a good part of its size.
+    """
+    return min(0.1, 1000 * torch.finfo(dtype).eps)
+
+
+def _states(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    kept: dict[int, Tensor] = {}
+    with torch.no_grad(), tapped(sites, sites.layers, lambda i, hidden: kept.update({i: hidden.clone()}), stop=True):
+        model(**forward_arguments(model, ids, mask))
+    return [kept[i] for i in range(len(sites.layers))]
+
+
+def _probe_rows(model: nn.Module) -> list[list[int]]:
+    """Return a short and a long row of token ids, spread over the vocabulary, all different."""
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = int(embedding.weight.shape[0])
+    spread = np.linspace(0.15, 0.85, SHORT + LONG) * vocabulary
+    ids = [int(i) % vocabulary for i in spread]
+    return [ids[::-2][:SHORT], [*ids[::3], *ids[1::3]][:LONG]]
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    if torch.equal(a, b):
+        return 0.0
+    gap = (a.cpu().double() - b.cpu().double()).abs().max()
+    return float(gap) if torch.isfinite(gap) else float("inf")
+
+
+def _rounding(gap: float, reference: Tensor) -> bool:
+    return gap <= limit_of(reference.dtype) * max(float(reference.cpu().double().square().mean().sqrt()), 1e-30)

@@ -1,0 +1,3 @@
+from .folder import Organism, organism, packaged_organisms, read_organism, train_organisms
+
+__all__ = ["Organism", "organism", "packaged_organisms", "read_organism", "train_organisms"]

@@ -9,20 +9,24 @@ because what it holds may be hours of work and must never be half right.
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from probecore.errors import InputError
-from probecore.provenance import digest
+from probecore.activations import Activations, Label
+from probecore.errors import InputError, shorten
+from probecore.provenance import digest, digest_of_record
+from probecore.results import plain
+from probecore.validation import finite_matrix, one_per_item
 
 log = logging.getLogger("probecore.store")
 
-Arrays = dict[str, NDArray[Any]]
+FORMAT = 1
+Arrays: TypeAlias = dict[str, NDArray[Any]]
 STORED_KINDS = "biuf"  # bool, int, unsigned, float: what a safetensors file can hold
 
 
@@ -128,3 +132,181 @@ def _storable(array: NDArray[Any], name: str) -> NDArray[Any]:
     if array.dtype.kind not in STORED_KINDS or array.dtype.itemsize > 8:
         raise InputError(f"array {name!r} must hold numbers of at most 64 bits to be stored; got dtype {array.dtype}")
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+class ActivationStore:
+    """Values of items, layer by layer, appended shard by shard to a folder; resumes where it stopped.
+
+    folder : made when missing. key : a record of JSON types that names all the values depend on (model revision and
+    hash, data hash, site, versions). One process writes at a time; any number read.
+
+    Raises `InputError` when the folder was made with another key, or holds files that are not a store.
+    """
+
+    def __init__(self, folder: str | Path, key: Mapping[str, Any]) -> None:
+        self.folder, self.key = Path(folder), plain(dict(key))
+        self._shards: list[dict[str, Any]] = []
+        if (self.folder / "manifest.json").exists():
+            manifest = _manifest(self.folder)
+            self._shards, met = manifest["shards"], manifest["key"]
+            if met != self.key:
+                ours, theirs = (json.dumps(record, sort_keys=True) for record in (self.key, met))
+                raise InputError(f"{self.folder} holds activations of {theirs}, not of {ours}; give another folder")
+        else:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise InputError(f"{self.folder} is not empty and holds no activations; give a new folder")
+            self._write_manifest()
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """Names of the items stored so far, in the order in which they came."""
+        return tuple(item for shard in self._shards for item in shard["items"])
+
+    def missing(self, items: Sequence[str]) -> list[str]:
+        """Return those of `items` that are not stored yet, in their order."""
+        stored = set(self.items)
+        return [item for item in items if item not in stored]
+
+    def append(self, items: Sequence[str], values: Mapping[str, ArrayLike]) -> None:
+        """Store some items: layer name -> (len(items), features). They count once this has returned, not before."""
+        arrays = {layer: _storable(finite_matrix(array, layer), layer) for layer, array in values.items()}
+        known = [item for item in items if item in set(self.items)]
+        if known or len(set(items)) != len(items):
+            raise InputError(f"an item is stored once; met again: {shorten(known or sorted(items))}")
+        if {len(array) for array in arrays.values()} != {len(items)}:
+            raise InputError(f"each layer must have {len(items)} rows, one per item; got {shorten(_shapes(arrays))}")
+        if self._shards and _widths(arrays) != self._shards[0]["features"]:
+            raise InputError(f"layers must be those stored, {self._shards[0]['features']}; got {_widths(arrays)}")
+        hashes = {layer: hash_of_array(array) for layer, array in arrays.items()}
+        data = _pack(arrays, "shard")
+        file = f"{digest(data)}.safetensors"
+        shard = {"file": file, "items": list(items), "features": _widths(arrays), "hashes": hashes}
+        write_bytes(self.folder / file, data)
+        self._shards = [*self._shards, shard]
+        self._write_manifest()
+
+    def activations(
+        self,
+        groups: ArrayLike,
+        labels: Mapping[str, Label],
+        items: Sequence[str] | None = None,
+        rate_hz: float | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Activations:
+        """Return the stored items (all, or `items` in their order) as `Activations` that read a layer when asked."""
+        names = tuple(self.items if items is None else items)
+        absent = self.missing(names)
+        if absent or not names:
+            raise InputError(f"not stored in {self.folder}: {shorten(absent) or 'any item'}; append them first")
+        place = {item: i for i, item in enumerate(self.items)}
+        rows = np.array([place[item] for item in names])
+        shards, folder = tuple(self._shards), self.folder
+        for name, label in labels.items():
+            one_per_item(label.values, len(names), f"label {name!r}")
+        return Activations(
+            layers=tuple(shards[0]["features"]),
+            read=lambda layer: _read_layer(folder, shards, layer)[rows],
+            groups=one_per_item(groups, len(names), "groups"),
+            labels=dict(labels),
+            items=names,
+            rate_hz=rate_hz,
+            info=dict(info or {}),
+        )
+
+    def _write_manifest(self) -> None:
+        record = {"format": FORMAT, "key": self.key, "shards": self._shards}
+        write_bytes(self.folder / "manifest.json", json.dumps(record, indent=1).encode())
+
+
+def save_activations(activations: Activations, folder: str | Path, *, items_per_shard: int = 4096) -> Path:
+    """Write activations with their groups, labels and facts into a new folder; return it."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give a new folder")
+    facts = {
+        "items": list(activations.items),
+        "groups": _listed(activations.groups, "groups"),
+        "labels": {name: _label_record(label, name) for name, label in activations.labels.items()},
+        "rate_hz": activations.rate_hz,
+        "info": plain(dict(activations.info)),
+    }
+    if len(set(activations.items)) != activations.n_items:
+        raise InputError("items must have different names to be saved; give each item its own")
+    store = ActivationStore(folder, {"activations": digest_of_record(facts)})
+    for start in range(0, activations.n_items, items_per_shard):
+        chosen = activations.take(np.arange(start, min(start + items_per_shard, activations.n_items)))
+        store.append(chosen.items, {layer: chosen.values(layer) for layer in chosen.layers})
+    write_bytes(folder / "activations.json", json.dumps(facts).encode())
+    return folder
+
+
+def load_activations(folder: str | Path) -> Activations:
+    """Return the activations of a folder written by `save_activations`; layers are read when asked for.
+
+    Raises `InputError` where the folder is not complete; reading a damaged layer raises it too.
+    """
+    folder = Path(folder)
+    if not (folder / "activations.json").exists():
+        raise InputError(f"{folder} holds no complete saved activations; save them again into a new folder")
+    facts = json.loads((folder / "activations.json").read_text())
+    store = ActivationStore(folder, {"activations": digest_of_record(facts)})
+    labels = {name: _label(record) for name, record in facts["labels"].items()}
+    return store.activations(_array(facts["groups"]), labels, facts["items"], facts["rate_hz"], facts["info"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / "manifest.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{folder / 'manifest.json'} cannot be read: {error}; remove the folder") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise InputError(f"{folder / 'manifest.json'} is not of a store of format {FORMAT}; give another folder")
+    return record
+
+
+def _read_layer(folder: Path, shards: Sequence[Mapping[str, Any]], layer: str) -> NDArray[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    parts = []
+    for shard in shards:
+        path = folder / shard["file"]
+        try:
+            with safe_open(path, framework="numpy") as stream:
+                array = stream.get_tensor(layer)
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path} is missing or damaged: {error}; remove the folder and compute it again"
+            ) from error
+        if hash_of_array(array) != shard["hashes"][layer]:
+            raise InputError(f"{path} is damaged: {layer!r} has another hash; remove the folder and compute it again")
+        parts.append(array)
+    return np.concatenate(parts)
+
+
+def _label_record(label: Label, name: str) -> dict[str, Any]:
+    parts = {"values": label.values, "units": label.units, "blocks": label.blocks}
+    return {k: None if v is None else _listed(v, f"label {name!r}") for k, v in parts.items()} | {"kind": label.kind}
+
+
+def _label(record: Mapping[str, Any]) -> Label:
+    values, units, blocks = (None if record[k] is None else _array(record[k]) for k in ("values", "units", "blocks"))
+    assert values is not None
+    return Label(values, units, blocks, record["kind"])
+
+
+def _listed(array: NDArray[Any], name: str) -> dict[str, Any]:
+    if array.dtype.kind not in "biufU":
+        raise InputError(f"{name} must hold text, numbers or yes/no to be saved; got dtype {array.dtype}")
+    return {"dtype": array.dtype.str, "values": array.tolist()}
+
+
+def _array(record: Mapping[str, Any]) -> NDArray[Any]:
+    return np.array(record["values"], dtype=record["dtype"])
+
+
+def _widths(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    return {layer: array.shape[1] for layer, array in arrays.items()}
+
+
+def _shapes(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+    return [f"{layer} {array.shape}" for layer, array in arrays.items()]

@@ -41,7 +41,7 @@ tr.start td { border-top: 1px solid #bbb; padding-top: .45rem; }
 .footnotes, .made { font-size: .82rem; color: #444; }
 .footnotes { list-style: none; padding: 0; }
 figure { margin: 1.2rem 0 2rem; break-inside: avoid; }
-figure svg { max-width: 100%; height: auto; }
+figure svg { max-width: 100%; height: auto; overflow: visible; }
 figcaption { font-size: .9rem; color: #444; max-width: 46rem; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; }

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from probecore.results import Row
@@ -216,11 +217,20 @@ def _explains(note: str, name: str) -> bool:
 
 
 def _starts(columns: Sequence[Column], n_rows: int) -> tuple[int, ...]:
-    """Return where blocks begin: at the changes of the text column with the fewest contiguous runs."""
+    """Return where blocks begin: at the changes of the text column with the fewest contiguous runs.
+
+    Runs of one row that follow each other (baselines) stay together in one block.
+    """
     best: tuple[int, ...] = ()
     for column in columns:
         changes = tuple(i for i in range(1, n_rows) if column.cells[i] != column.cells[i - 1])
         contiguous = len(changes) + 1 == len(set(column.cells))
         if column.kind == "text" and contiguous and 0 < len(changes) < n_rows - 1:
             best = changes if not best or len(changes) < len(best) else best
-    return (0, *best) if n_rows else ()
+    edges = (0, *best, n_rows)
+    single = [after - before == 1 for before, after in pairwise(edges)]
+    return (
+        tuple(edge for i, edge in enumerate(edges[:-1]) if i == 0 or not (single[i] and single[i - 1]))
+        if n_rows
+        else ()
+    )

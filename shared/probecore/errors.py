@@ -38,6 +38,11 @@ class MissingExtraError(ProbeError, ImportError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs the {extra!r} extra: pip install 'codecprobe[{extra}]'")
+        self.feature, self.extra = feature, extra
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        """Survive the way back from another process, where an exception is made again from its arguments."""
+        return type(self), (self.feature, self.extra)
 
 
 def shorten(names: Sequence[object], *, most: int = 10) -> str:

@@ -25,7 +25,7 @@ from probecore.activations import Activations, Label
 from probecore.errors import InputError
 
 if TYPE_CHECKING:
-    from codecprobe.tokenize import TokenizedCorpus
+    from codecprobe.tokenization import TokenizedCorpus
 
 FEATURES = ("embedding", "histogram", "cumulative")
 

@@ -116,7 +116,7 @@ def tokenize(
     columns clip_id, speaker, session, text, duration_s and codes (frames x layers), beside a record of how it was
     made. What was encoded before is read from the cache.
     """
-    from codecprobe.tokenize import summarise
+    from codecprobe.tokenization import summarise
 
     result = summarise(corpus, codec, out=out, seed=seed, device=device, quiet=quiet)
     click.echo(result.to_json() if as_json else str(result))

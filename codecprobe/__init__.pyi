@@ -2,7 +2,11 @@ from .audio import band_edge_hz, read_audio, resample
 from .codecs.codec import CodecInfo, Codes
 from .codecs.registry import open_codec
 from .corpora.corpus import Audio, Clip, Corpus, Phone, Problem
+from .corpora.embedded import embedded_corpus
+from .corpora.folder import read_folder
 from .corpora.librispeech import read_librispeech
+from .corpora.manifest import read_manifest
+from .corpora.registry import open_corpus
 from .dataset import load_tokenized, save_tokenized, to_dataset
 from .tokenization import TokenizedCorpus, tokenize
 
@@ -16,10 +20,14 @@ __all__ = [
     "Problem",
     "TokenizedCorpus",
     "band_edge_hz",
+    "embedded_corpus",
     "load_tokenized",
     "open_codec",
+    "open_corpus",
     "read_audio",
+    "read_folder",
     "read_librispeech",
+    "read_manifest",
     "resample",
     "save_tokenized",
     "to_dataset",

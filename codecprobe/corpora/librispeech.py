@@ -12,6 +12,7 @@ from pathlib import Path
 
 from codecprobe.audio import AUDIO_SUFFIXES, file_hash, read_audio
 from codecprobe.corpora.corpus import Clip, Corpus, Problem
+from codecprobe.corpora.folder import one_session_note
 from probecore.errors import InputError, shorten
 
 LAYOUT = "PART/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac"
@@ -47,7 +48,8 @@ def read_librispeech(folder: str | Path) -> Corpus:
     if doubles:
         raise InputError(f"{folder}: a clip must lie there once; {shorten(doubles)} exist in two formats: remove one")
     facts = {"layout": "LibriSpeech", "part": folder.name}
-    return Corpus(f"LibriSpeech {folder.name}", clips, (*strays, *text_problems, *table_problems), facts=facts)
+    problems = (*strays, *text_problems, *table_problems)
+    return Corpus(f"LibriSpeech {folder.name}", clips, problems, one_session_note(clips), facts=facts)
 
 
 def _is_clip(path: Path) -> bool:

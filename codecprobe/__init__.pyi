@@ -1,5 +1,6 @@
 from .audio import band_edge_hz, read_audio, resample
 from .codecs.codec import CodecInfo, Codes
+from .codecs.conformance import Conformance, check_codec
 from .codecs.registry import open_codec
 from .corpora.corpus import Audio, Clip, Corpus, Phone, Problem
 from .corpora.embedded import embedded_corpus
@@ -15,12 +16,14 @@ __all__ = [
     "Clip",
     "CodecInfo",
     "Codes",
+    "Conformance",
     "Corpus",
     "Phone",
     "Problem",
     "TokenizedCorpus",
     "band_edge_hz",
     "embedded_corpus",
+    "check_codec",
     "load_tokenized",
     "open_codec",
     "open_corpus",

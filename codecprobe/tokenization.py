@@ -7,11 +7,9 @@ second run encodes nothing and a run that was killed goes on where it stopped. A
 becomes a `Problem`, never a score.
 """
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +22,7 @@ from codecprobe.audio import resample
 from codecprobe.codecs.codec import Codec, CodecInfo, Waveform, check_waveform
 from codecprobe.corpora.corpus import Clip, Corpus, Problem
 from probecore.errors import InputError, shorten
+from probecore.progress import meter
 from probecore.provenance import digest, digest_of_record
 from probecore.store import ArrayCache, cache_dir
 from probecore.validation import at_least
@@ -95,7 +94,7 @@ def tokenize(
     codec : any adapter; its clips must not depend on their batch (`check_codec` tests it).
     cache : where codes are kept; None takes the user's cache folder (`probecore.store.cache_dir`).
     jobs : threads that read and resample audio.
-    quiet : no progress bar on stderr.
+    quiet : no progress on stderr.
 
     Raises
     ------
@@ -106,7 +105,7 @@ def tokenize(
     made_by = _made_by(codec)
     found: dict[str, _Encoded] = {}
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(jobs) as pool, _progress(len(corpus.clips), quiet) as advance:
+    with ThreadPoolExecutor(jobs) as pool, meter(len(corpus.clips), "encoding", quiet=quiet) as advance:
         contents = list(_in_order(pool, _content_of, corpus.clips, ahead=4 * jobs))
         keys = [digest(content, made_by) for content, _ in contents]
         missing: dict[str, Clip] = {}
@@ -323,17 +322,6 @@ def _in_order(pool: Executor, function: Callable[[Item], Value], items: Iterable
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
-
-
-@contextmanager
-def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    disable = quiet or not sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), transient=True, disable=disable) as bar:
-        task = bar.add_task("encoding", total=total)
-        yield lambda n: bar.advance(task, n)
 
 
 def _nothing_left(corpus: Corpus, unusable: Sequence[Problem]) -> str:

@@ -5,7 +5,7 @@ a recording recognises itself. Times are in seconds, frequencies in Hz. A clip's
 for; a clip that cannot be read raises `InputError` with the reason and becomes a `Problem`, never a score.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,30 +84,51 @@ class Corpus:
         """Distinct sessions, sorted."""
         return tuple(sorted({clip.session for clip in self.clips}))
 
-    def sample(self, speakers: int | None = None, clips: int | None = None, seed: int = 0) -> "Corpus":
+    def sample(
+        self,
+        speakers: int | None = None,
+        clips: int | None = None,
+        seed: int = 0,
+        refuse: Callable[[Clip], str] = lambda clip: "",
+    ) -> "Corpus":
         """Draw `speakers` speakers and `clips` clips of each, spread over each speaker's sessions; None means all.
 
         Speakers are drawn without replacement; within a speaker, sessions take turns, so that 5 clips of a speaker
-        with 3 sessions come 2 + 2 + 1. Raises `InputError` when there are fewer than asked for.
+        with 3 sessions come 2 + 2 + 1. `refuse` says why a clip cannot be used ("" when it can); when clips are
+        drawn the next one takes its place and it is listed in `problems`.
+
+        Raises `InputError` when there are fewer speakers or clips than asked for.
         """
         if speakers is not None and speakers > len(self.speakers):
-            raise InputError(
-                f"--speakers {speakers} asks for more speakers than the {len(self.speakers)} of {self.name}"
-            )
+            raise InputError(f"--speakers must be at most the {len(self.speakers)} of {self.name}; got {speakers}")
         rng = generator(seed, "corpus sample")
-        order = [str(s) for s in rng.permutation(self.speakers)]
-        chosen = sorted(order[: speakers or len(order)])
+        chosen = {str(name) for name in rng.permutation(self.speakers)[: speakers or None]}
+        if clips is None:
+            return replace(self, clips=tuple(clip for clip in self.clips if clip.speaker in chosen))
         kept: set[str] = set()
-        for speaker in chosen:
-            queues: dict[str, list[str]] = {}
-            for clip in self.clips:
-                if clip.speaker == speaker:
-                    queues.setdefault(clip.session, []).append(clip.clip_id)
-            total = sum(map(len, queues.values()))
-            if clips is not None and clips > total:
-                raise InputError(f"--clips {clips} asks for more clips than the {total} of speaker {speaker}")
-            shuffled = [list(rng.permutation(ids)) for ids in queues.values()]
-            shuffled = [shuffled[i] for i in rng.permutation(len(shuffled))]
-            turns = [ids[turn] for turn in range(max(map(len, shuffled))) for ids in shuffled if turn < len(ids)]
-            kept |= {str(i) for i in turns[: clips or total]}
-        return replace(self, clips=tuple(clip for clip in self.clips if clip.clip_id in kept))
+        refused: list[Problem] = []
+        for speaker in sorted(chosen):
+            drawn = 0
+            for clip in _in_turns([clip for clip in self.clips if clip.speaker == speaker], rng):
+                if drawn == clips:
+                    break
+                reason = refuse(clip)
+                if reason:
+                    refused.append(Problem(clip.clip_id, reason))
+                else:
+                    kept.add(clip.clip_id)
+                    drawn += 1
+            if drawn < clips:
+                raise InputError(f"--clips must be at most the {drawn} usable clips of speaker {speaker}; got {clips}")
+        kept_clips = tuple(clip for clip in self.clips if clip.clip_id in kept)
+        return replace(self, clips=kept_clips, problems=(*self.problems, *refused))
+
+
+def _in_turns(clips: Sequence[Clip], rng: np.random.Generator) -> list[Clip]:
+    """Return the clips of one speaker in random order, one of each session in turn."""
+    queues: dict[str, list[Clip]] = {}
+    for clip in clips:
+        queues.setdefault(clip.session, []).append(clip)
+    order = [list(queues.values())[i] for i in rng.permutation(len(queues))]
+    shuffled = [[queue[i] for i in rng.permutation(len(queue))] for queue in order]
+    return [queue[turn] for turn in range(max(map(len, shuffled))) for queue in shuffled if turn < len(queue)]

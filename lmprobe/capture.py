@@ -55,7 +55,7 @@ def capture(
     Raises `CertificateError` where the taps could not be certified, `InputError` for prompts, layers or positions
     that cannot be used.
     """
-    lm.certificate.require("taps")
+    lm.certificate.require("taps", "causal")
     wanted = lm.sites.select(layers)
     if not wanted:
         raise InputError("layers must name at least 1 layer; got none")
@@ -129,7 +129,7 @@ class _Job:
             picked[slot] = total / torch.bincount(rows, minlength=len(batch))[:, None]
 
         with torch.no_grad(), tapped(self.lm.sites, self.wanted, average if self.mean else gather, stop=True):
-            self.lm.model(**forward_arguments(self.lm.model, ids, mask))
+            self.lm.model(**forward_arguments(self.lm.model, ids, mask, use_cache=self.lm.certificate.cached))
         for slot, layer in enumerate(self.wanted):
             if slot not in picked:
                 raise CertificateError(f"{layer} was not reached in a forward pass: name the blocks with blocks=")

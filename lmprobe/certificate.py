@@ -6,6 +6,8 @@ bit. What is checked:
 * taps        every block's tapped output is the matching entry of transformers' own `hidden_states`
 * final norm  norm(output of the last block) is the last entry of `hidden_states`
 * read-out    the last block's output, read out through the model's own tail, gives the model's logits
+* causal      the states of a text do not depend on what follows it
+* cache       a single pass has the same states with and without a key/value cache
 * left padding, right padding   a prompt in a padded batch has the states it has alone, up to rounding
 
 The padding gaps are the noise floor: a difference between two prompts' states below it means nothing. An operation
@@ -50,6 +52,7 @@ class Certificate:
 
     copies : residual streams side by side (1 in nearly every model). width : features of one state (all copies).
     returns : length of the tuple each block returns, 0 for a bare tensor.
+    cached : single passes are run with a cache, because without one they differ from generation.
     noise : largest change of a state by padding, per layer name, relative to that layer's root mean square.
     """
 
@@ -61,6 +64,7 @@ class Certificate:
     copies: int
     returns: tuple[int, ...]
     convention: str
+    cached: bool = False
     noise: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,7 +92,8 @@ class Certificate:
             if check.holds or (name == "taps" and check.holds is None and self.holds("read-out")):
                 continue
             raise CertificateError(
-                f"this model's certificate must hold for {name!r}; it says: {check}. {_NEXT_STEP.get(name, '')}".rstrip()
+                f"the certificate of this model must hold for {name!r}; it says: {' '.join(str(check).split())}: "
+                + _NEXT_STEP[name]
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -108,11 +113,13 @@ class Certificate:
 
 
 _NEXT_STEP = {
-    "taps": "Name the block list with blocks=.",
-    "final norm": "Name the final norm with final_norm=.",
-    "read-out": "States cannot be turned into logits on this model; probes of the states still work.",
-    "left padding": "Generate one prompt at a time: deterministic=True.",
-    "right padding": "Capture one prompt at a time: deterministic=True.",
+    "taps": "name the block list with blocks=",
+    "final norm": "name the final norm with final_norm=",
+    "read-out": "states cannot be turned into logits on this model; probes of the states still work",
+    "causal": "open a decoder (is_decoder=True in its config)",
+    "cache": "generate with use_cache=True",
+    "left padding": "generate one prompt at a time: deterministic=True",
+    "right padding": "capture one prompt at a time: deterministic=True",
 }
 
 
@@ -133,22 +140,28 @@ def certify(model: nn.Module, sites: Sites, pad_id: int = 0) -> Certificate:
 
 
 def _certify(model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_id: int) -> Certificate:
-    ids, mask = pad(rows[1:], pad_id, "right")
-    seen = _one_forward(model, sites, ids, mask)
+    probe = pad(rows[1:], pad_id, "right")
+    cache, cached = _check_cache(model, sites, probe)
+    seen = _one_forward(model, sites, *probe, cached=cached)
     residual = seen.outputs[-1]
-    copies = residual.shape[0] if residual.ndim == 4 else 1
-    checks = [*_check_hidden_states(sites, seen), _check_read_out(model, sites, seen)]
-    paddings, noise = _check_padding(model, sites, rows, pad_id)
+    paddings, noise = _check_padding(model, sites, rows, pad_id, cached)
     config: Any = model.config
     return Certificate(
-        checks=(*checks, *paddings),
+        checks=(
+            *_check_hidden_states(sites, seen),
+            _check_read_out(model, sites, seen, cached),
+            _check_causal(model, sites, rows[1], cached),
+            cache,
+            *paddings,
+        ),
         blocks_path=sites.blocks_path,
         norm_path=sites.norm_path,
         n_blocks=len(sites.blocks),
         width=rows_of(residual).shape[-1],
-        copies=copies,
+        copies=_copies(residual),
         returns=tuple(seen.returns),
         convention=_convention(sites, seen),
+        cached=cached,
         noise=noise,
         facts={
             "attention": getattr(config, "_attn_implementation", None),
@@ -171,7 +184,7 @@ class _Seen:
     logits: Tensor
 
 
-def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor) -> _Seen:
+def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, cached: bool) -> _Seen:
     outputs: dict[int, Tensor] = {}
     returns: dict[int, int] = {}
     entry: list[Tensor] = []
@@ -185,7 +198,7 @@ def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor) -> _
 
     handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(sites.blocks)]
     try:
-        arguments = forward_arguments(model, ids, mask, output_hidden_states=True)
+        arguments = forward_arguments(model, ids, mask, use_cache=cached, output_hidden_states=True)
         with torch.no_grad(), tapped(sites, ("embed",), lambda _, hidden: entry.append(hidden.clone())):
             out = model(**arguments)
     finally:
@@ -262,42 +275,58 @@ def _normed_gap(sites: Sites, seen: _Seen) -> float | None:
     return _gap(normed, seen.states[-1]) if normed.shape == seen.states[-1].shape else None
 
 
-def _check_read_out(model: nn.Module, sites: Sites, seen: _Seen) -> Check:
-    raw = seen.outputs[-1]
+def _check_read_out(model: nn.Module, sites: Sites, seen: _Seen, cached: bool) -> Check:
+    # through the flattened state and back, because that is what one reads and hands in
+    raw = residual_of(rows_of(seen.outputs[-1]), _copies(seen.outputs[-1]))
     try:
-        again = tail_replay(model, sites, seen.returns, raw, token=_probe_rows(model)[0][0])
+        again = tail_replay(model, sites, seen.returns, raw, token=_probe_rows(model)[0][0], cached=cached)
     except (RuntimeError, IndexError, KeyError, AttributeError, TypeError, ValueError) as error:
         return Check("read-out", False, note=f"{type(error).__name__}: {str(error)[:80]}")
     if again.shape != seen.logits.shape:
         return Check("read-out", False, note=f"logits {tuple(again.shape)} instead of {tuple(seen.logits.shape)}")
     gap = _gap(again, seen.logits)
-    # copies: the state one can hand in is the flattened one, so the way back is part of the check
-    copies = raw.shape[0] if raw.ndim == 4 else 1
-    back = torch.equal(residual_of(rows_of(raw), copies), raw)
-    return Check("read-out", back and _rounding(gap, seen.logits), gap)
+    return Check("read-out", _rounding(gap, seen.logits), gap)
+
+
+def _check_cache(model: nn.Module, sites: Sites, probe: tuple[Tensor, Tensor]) -> tuple[Check, bool]:
+    """Return the check, and whether single passes need a cache to be what generation computes."""
+    without = _states(model, sites, *probe, cached=False)
+    try:
+        with_cache = _states(model, sites, *probe, cached=True)
+    except (RuntimeError, IndexError, KeyError, AttributeError, TypeError, ValueError) as error:
+        return Check("cache", None, note=f"{type(error).__name__}: {str(error)[:80]}"), False
+    gap, holds = _worst(without, with_cache)
+    note = "" if holds else "blocks share keys and values through the cache; single passes use one"
+    return Check("cache", holds, gap, note), not holds
+
+
+def _check_causal(model: nn.Module, sites: Sites, row: Sequence[int], cached: bool) -> Check:
+    """Compare the states of a text's beginning with those of the beginning alone."""
+    whole = _states(model, sites, *pad([row], 0, "right"), cached=cached)
+    begin = _states(model, sites, *pad([row[:SHORT]], 0, "right"), cached=cached)
+    gap, holds = _worst(begin, [states[:, :SHORT] for states in whole])
+    return Check("causal", holds, gap, "" if holds else "earlier states see later tokens")
 
 
 def _check_padding(
-    model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_id: int
+    model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_id: int, cached: bool
 ) -> tuple[list[Check], dict[str, float]]:
     """Compare the short probe alone with itself beside the long one, padded on either side."""
     short = len(rows[0])
-    alone = _states(model, sites, *pad(rows[:1], pad_id, "right"))
+    alone = _states(model, sites, *pad(rows[:1], pad_id, "right"), cached=cached)
     noise = dict.fromkeys(sites.layers, 0.0)
     checks = []
     sides: tuple[Literal["left", "right"], ...] = ("left", "right")
     for side in sides:
-        padded = _states(model, sites, *pad(rows, pad_id, side))
+        padded = _states(model, sites, *pad(rows, pad_id, side), cached=cached)
         where = slice(0, short) if side == "right" else slice(-short, None)
-        worst, holds = 0.0, True
-        for layer, a, b in zip(sites.layers, alone, padded, strict=True):
-            gap = _gap(a[0], b[0, where])
-            scale = max(float(a.double().square().mean().sqrt()), 1e-30)
-            worst, holds = max(worst, gap), holds and gap <= limit_of(a.dtype) * scale
-            if holds:
-                noise[layer] = max(noise[layer], gap / scale)
+        inside = [states[:1, where] for states in padded]
+        gap, holds = _worst(alone, inside)
+        if holds:
+            floors = [_gap(a, b) / _scale(a) for a, b in zip(alone, inside, strict=True)]
+            noise = {layer: max(noise[layer], floor) for layer, floor in zip(sites.layers, floors, strict=True)}
         note = "" if holds else "padding changes the states; batches are made of equal lengths"
-        checks.append(Check(f"{side} padding", holds, worst, note))
+        checks.append(Check(f"{side} padding", holds, gap, note))
     return checks, noise
 
 
@@ -310,20 +339,25 @@ def limit_of(dtype: torch.dtype) -> float:
     return min(0.1, 1000 * torch.finfo(dtype).eps)
 
 
-def _states(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor) -> list[Tensor]:
+def _states(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, cached: bool) -> list[Tensor]:
     kept: dict[int, Tensor] = {}
     with torch.no_grad(), tapped(sites, sites.layers, lambda i, hidden: kept.update({i: hidden.clone()}), stop=True):
-        model(**forward_arguments(model, ids, mask))
+        model(**forward_arguments(model, ids, mask, use_cache=cached))
     return [kept[i] for i in range(len(sites.layers))]
 
 
-def _probe_rows(model: nn.Module) -> list[list[int]]:
+def _probe_rows(model: Any) -> list[list[int]]:  # noqa: ANN401
     """Return a short and a long row of token ids, spread over the vocabulary, all different."""
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    vocabulary = int(embedding.weight.shape[0])
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
     spread = np.linspace(0.15, 0.85, SHORT + LONG) * vocabulary
     ids = [int(i) % vocabulary for i in spread]
     return [ids[::-2][:SHORT], [*ids[::3], *ids[1::3]][:LONG]]
+
+
+def _worst(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float, bool]:
+    """Return the largest gap over layers, and whether every layer's gap is rounding."""
+    gaps = [_gap(x, y) for x, y in zip(a, b, strict=True)]
+    return max(gaps), all(_rounding(gap, x) for gap, x in zip(gaps, a, strict=True))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
@@ -334,4 +368,12 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 
 def _rounding(gap: float, reference: Tensor) -> bool:
-    return gap <= limit_of(reference.dtype) * max(float(reference.cpu().double().square().mean().sqrt()), 1e-30)
+    return gap <= limit_of(reference.dtype) * _scale(reference)
+
+
+def _scale(reference: Tensor) -> float:
+    return max(float(reference.cpu().double().square().mean().sqrt()), 1e-30)
+
+
+def _copies(residual: Tensor) -> int:
+    return residual.shape[0] if residual.ndim == 4 else 1

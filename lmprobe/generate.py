@@ -14,7 +14,7 @@ is chosen is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,8 +119,9 @@ def generate(
     Raises `CertificateError` where the taps could not be certified, `InputError` for prompts that cannot be used.
     """
     step_names, prompt_names = lm.sites.select(step_layers), lm.sites.select(layers)
-    if step_names or prompt_names:
-        lm.certificate.require("taps")
+    lm.certificate.require("causal", *(("taps",) if step_names or prompt_names else ()))
+    if not use_cache:
+        lm.certificate.require("cache")
     common = None if forced is None else continuation_ids(lm, forced)
     steps = at_least(max_new_tokens, 1, "max_new_tokens") if common is None else len(common)
     at_least(batch_tokens, 1, "batch_tokens")
@@ -238,7 +239,7 @@ class _Job:
             prompts=tuple(map(tuple, self.rows)),
             tokens=tokens,
             texts=tuple(self.lm.text(row) for row in tokens),
-            finished=ends.any(axis=1),
+            finished=np.asarray(ends.any(axis=1)),
             lengths=lengths,
             entropy=self.entropy,
             log_prob=self.log_prob,
@@ -271,11 +272,11 @@ class _Walk:
 
     def state(self, layer: str, hidden: Tensor) -> None:
         """Keep the newest token's state: the prompt's end, then generated token `chosen - 1`."""
-        newest = hidden[:, -1].to("cpu")
-        if self.chosen == 0:
-            if layer in self.job.prompt_names:
-                self._buffer(self.job.prompt_end, layer, newest)[self.items] = newest
-        elif layer in self.job.step_names and self.chosen <= self.job.n_steps:
+        if self.chosen == 0 and layer in self.job.prompt_names:
+            newest = hidden[:, -1].to("cpu")
+            self._buffer(self.job.prompt_end, layer, newest)[self.items] = newest
+        elif 0 < self.chosen <= self.job.n_steps and layer in self.job.step_names:
+            newest = hidden[:, -1].to("cpu")
             self._buffer(self.job.steps, layer, newest)[self.items, self.chosen - 1] = newest
 
     def logits(self, module: Any, args: Any, output: Any) -> None:  # noqa: ANN401
@@ -313,8 +314,8 @@ class _Walk:
         if not np.isfinite(values[0]).all():
             bad = self.batch[~np.isfinite(values[0])]
             raise InputError(
-                f"next-token logits must be numbers; those of prompt {bad[0]} at step {t} are NaN or infinite: load the "
-                "model in float32 or bfloat16"
+                f"next-token logits must be numbers; those of prompt {bad[0]} at step {t} are NaN or infinite: "
+                "load the model in float32 or bfloat16"
             )
         rows = self.batch[self.running]
         for array, column in zip((job.entropy, job.log_prob, job.top_prob), values, strict=True):
@@ -340,7 +341,7 @@ class _Walk:
 
 
 @contextmanager
-def _own_generation_config(model: Any) -> Any:  # noqa: ANN401
+def _own_generation_config(model: Any) -> Iterator[None]:  # noqa: ANN401
     """Keep the checkpoint's generation config out of a call of `generate`, which merges it into the one it is given."""
     from transformers import GenerationConfig
 

@@ -12,7 +12,6 @@ causal model's real tokens cannot see the pads), generation pads on the left.
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -60,13 +59,20 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def forward_arguments(model: nn.Module, ids: Tensor, mask: Tensor, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return the arguments of one forward pass without a cache, on the model's device.
+def forward_arguments(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    use_cache: bool = False,
+    **more: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """Return the arguments of one forward pass over whole texts, on the model's device.
 
     Mask and position ids are left out where the forward pass does not take them; `more` is passed on.
     """
     device = device_of(model)
-    arguments: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False, "return_dict": True, **more}
+    arguments: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": use_cache, "return_dict": True, **more}
     if accepts(model, "attention_mask"):
         arguments["attention_mask"] = mask.to(device)
     if accepts(model, "position_ids"):
@@ -78,13 +84,13 @@ def forward_arguments(model: nn.Module, ids: Tensor, mask: Tensor, **more: Any) 
 
 def accepts(model: nn.Module, argument: str) -> bool:
     """Tell whether the forward pass of a model takes an argument by name."""
-    return argument in _parameters(type(model))
+    return argument in inspect.signature(model.forward).parameters
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: Any) -> torch.device:  # noqa: ANN401
     """Return the device on which token ids must lie: that of the input embedding."""
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    return next(embedding.parameters()).device
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
 
 
 def run_batches(
@@ -130,8 +136,3 @@ def _out_of_memory(error: BaseException) -> bool:
         or "out of memory" in text
         or ("not enough memory" in text)
     )
-
-
-@lru_cache(maxsize=None)
-def _parameters(model_class: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)

@@ -91,7 +91,7 @@ class LanguageModel:
         """
         one_of(template, ("auto", "chat", "raw"), "template")
         if not isinstance(prompt, str) and prompt and not isinstance(prompt[0], Mapping):
-            return self._checked([int(i) for i in prompt])  # type: ignore[call-overload]
+            return self._checked([int(i) for i in prompt])  # type: ignore[arg-type]
         chat = template == "chat" or (template == "auto" and self.has_template)
         if not chat and (system is not None or not isinstance(prompt, str)):
             raise InputError(
@@ -129,14 +129,14 @@ class LanguageModel:
             raise InputError(
                 f"template 'chat' needs a chat template; the tokenizer of {self.name} has none: take 'raw'"
             )
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja raises whatever the template's author chose
             raise InputError(
-                f"the chat template of {self.name} must accept roles {[m.get('role') for m in messages]}; "  # type: ignore[union-attr]
+                f"the chat template of {self.name} must accept roles {[m.get('role') for m in messages]}; "
                 f"it says: {str(error)[:120]}: give other messages, or no system message"
             ) from error
         return str(text)
@@ -174,8 +174,7 @@ def wrap_model(
     if not isinstance(model, nn.Module) or not hasattr(model, "config") or getattr(model, "config", None) is None:
         raise InputError(f"a model must be a transformers model; got {type(model).__name__}: load it with open_model")
     config: Any = model.config
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if getattr(config, "is_encoder_decoder", False) or head is None or not model.can_generate():  # type: ignore[operator]
+    if getattr(config, "is_encoder_decoder", False) or not _has_head(model):
         raise InputError(
             f"a model must be a causal language model (a decoder with a language-modelling head); got a "
             f"{type(model).__name__}: open a text-generation model"
@@ -203,6 +202,12 @@ def wrap_model(
         "versions": {key: value for key, value in versions().items() if key in ("python", "torch", "transformers")},
     }
     return LanguageModel(model, tokenizer, sites, certificate, info, pad_id, stops)
+
+
+def _has_head(model: Any) -> bool:  # noqa: ANN401
+    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "can_generate"):
+        return False
+    return model.get_output_embeddings() is not None and bool(model.can_generate())
 
 
 def _name_of(model: Any) -> str:  # noqa: ANN401

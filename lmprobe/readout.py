@@ -60,7 +60,9 @@ def replaced_blocks(model: nn.Module, sites: Sites, modules: Sequence[nn.Module]
         setattr(parent, key, real)
 
 
-def tail_replay(model: nn.Module, sites: Sites, returns: Sequence[int], residual: Tensor, token: int) -> Tensor:
+def tail_replay(
+    model: nn.Module, sites: Sites, returns: Sequence[int], residual: Tensor, token: int, *, cached: bool = False
+) -> Tensor:
     """Return the logits (batch, time, vocabulary) of a residual in the model's own layout.
 
     returns : length of the tuple each block returns, 0 for a bare tensor. token : any valid token id.
@@ -68,7 +70,7 @@ def tail_replay(model: nn.Module, sites: Sites, returns: Sequence[int], residual
     stands = [StandIn(block, residual, n) for block, n in zip(sites.blocks, returns, strict=True)]
     ids = torch.full(tuple(residual.shape[-3:-1]), token, dtype=torch.long)
     with torch.no_grad(), replaced_blocks(model, sites, stands):
-        logits: Tensor = model(**forward_arguments(model, ids, torch.ones_like(ids))).logits
+        logits: Tensor = model(**forward_arguments(model, ids, torch.ones_like(ids), use_cache=cached)).logits
     return logits
 
 
@@ -88,6 +90,7 @@ def read_out(lm: LanguageModel, hidden: Tensor, *, rows: int = 256) -> Tensor:
             lm.certificate.returns,
             residual_of(part[:, None].to(lm.device, lm.dtype), lm.certificate.copies),
             lm.pad_id,
+            cached=lm.certificate.cached,
         )[:, -1]
         for part in hidden.split(rows)
     ]

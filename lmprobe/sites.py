@@ -94,10 +94,9 @@ def residual_of(rows: Tensor, copies: int) -> Tensor:
     return rows if copies == 1 else rows.unflatten(2, (copies, -1)).movedim(2, 0)
 
 
-def _block_list(model: nn.Module) -> str:
-    config: Any = model.config
-    n_blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
-    lists = {
+def _block_list(model: Any) -> str:  # noqa: ANN401
+    n_blocks = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists: dict[str, nn.ModuleList] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and n_blocks is not None and len(module) == n_blocks

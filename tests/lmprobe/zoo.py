@@ -23,6 +23,11 @@ MOE: dict[str, Any] = dict(num_experts=4, num_experts_per_tok=2, moe_intermediat
 LINEAR: dict[str, Any] = dict(
     linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16
 )
+HYBRID: dict[str, Any] = dict(
+    S, head_dim=16, shared_expert_intermediate_size=32, layer_types=["linear_attention"] * 2 + ["full_attention"],
+    **MOE, **LINEAR,
+)  # fmt: skip
+HEADS = ("num_attention_heads", *ENDS)
 OPT: dict[str, Any] = dict(
     vocab_size=VOCABULARY, hidden_size=64, ffn_dim=96, num_hidden_layers=3, num_attention_heads=4,
     max_position_embeddings=128, word_embed_proj_dim=64, **ENDS,
@@ -47,7 +52,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", {k: v for k, v in S.items() if k != "num_key_value_heads"}),
     "opt": ("OPTConfig", OPT),
     "bloom": ("BloomConfig", dict(vocab_size=VOCABULARY, hidden_size=64, n_layer=3, n_head=4, **ENDS)),
-    "falcon": ("FalconConfig", dict(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, **ENDS)),
+    "falcon": ("FalconConfig", {k: S[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", *HEADS)}),
     "mpt": ("MptConfig", dict(vocab_size=VOCABULARY, d_model=64, n_layers=3, n_heads=4, max_seq_len=128, **ENDS)),
     "codegen": ("CodeGenConfig", dict(GPT, rotary_dim=8)),
     "gpt_bigcode": ("GPTBigCodeConfig", GPT),
@@ -62,7 +67,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3MoeConfig", dict(S, head_dim=16, **MOE)),
     "gpt_oss": ("GptOssConfig", dict(S, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)),
     "mamba": ("MambaConfig", dict(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=3, state_size=8, **ENDS)),
-    "qwen3_next": ("Qwen3NextConfig", dict(S, head_dim=16, shared_expert_intermediate_size=32, **MOE, **LINEAR)),
+    "qwen3_next": ("Qwen3NextConfig", HYBRID),
     "lfm2": ("Lfm2Config", dict(S, full_attn_idxs=[1])),
     "exaone4": ("Exaone4Config", dict(S, sliding_window=8)),
     "olmo3": ("Olmo3Config", dict(S, sliding_window=8)),
@@ -100,7 +105,7 @@ def tiny(name: str, jitter: float = 0.05, strength: float = 4.0, sharpen: float 
                 if parameter.ndim == 1:
                     parameter.add_(jitter * torch.randn_like(parameter))
                 elif ".0." in key or ".1." in key or ".2." in key:  # inside a block
-                    parameter.mul_(strength if "A_log" not in key else 1)
+                    parameter.mul_(1 if name == "mamba" else strength)
             model.get_output_embeddings().weight.mul_(sharpen)
     return model
 
@@ -119,7 +124,7 @@ WORDS = [f"w{i}" for i in range(VOCABULARY - 7)]
 
 
 def tokenizer(template: str | None = None, begin: bool = True) -> PreTrainedTokenizerFast:
-    """Return a word-level tokenizer of 128 tokens built in memory: <pad> <s> </s> <unk> <user> <assistant> <system> w0 ...
+    """Return a word-level tokenizer of 128 tokens in memory: <pad> <s> </s> <unk> <user> <assistant> <system> w0 ...
 
     begin : the tokenizer puts the begin token before a text, as Llama's does.
     """

@@ -1,0 +1,130 @@
+"""Score: what a model expects of given text, read in one forward pass without choosing anything.
+
+Conventions. Entropies and log-probabilities are in nats, float64, of the raw next-token distribution. Row i of
+`Scores.entropy` starts with the distribution at the end of prompt i (before the first scored token is seen). Logits are
+reduced row by row; (batch, time, vocabulary) is held in the model's own dtype only, never in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmprobe.capture import model_record
+from lmprobe.generate import continuation_ids
+from lmprobe.inputs import Progress, forward_arguments, length_batches, pad, run_batches
+from lmprobe.models import LanguageModel, Prompt, Template
+from probecore.errors import InputError
+from probecore.validation import at_least
+
+LOGITS_AT_ONCE = 2**27  # half a GiB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a model expects of one common continuation of C tokens after each of N prompts.
+
+    entropy, log_prob : (N, C) entropy before each token, log-probability of each token. tokens : the C token ids.
+    """
+
+    entropy: NDArray[np.float64] = field(repr=False)
+    log_prob: NDArray[np.float64] = field(repr=False)
+    tokens: tuple[int, ...]
+    info: Mapping[str, Any] = field(repr=False)
+
+
+def score(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    continuation: str | Sequence[int],
+    *,
+    system: str | None = None,
+    template: Template = "auto",
+    batch_tokens: int = 4096,
+    deterministic: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
+    """Return entropy and log-probability along one common continuation (teacher forcing) of every prompt.
+
+    The text is common to all prompts, so that a difference between prompts is one of the model's state, not of what
+    it wrote. Raises `InputError` for prompts or a continuation that cannot be used.
+    """
+    forced = continuation_ids(lm, continuation)
+    rows = lm.format_all(prompts, system, template, room=len(forced))
+    entropy, log_prob = (np.empty((len(rows), len(forced))) for _ in range(2))
+
+    def keep(i: int, h: NDArray[np.float64], log_p: NDArray[np.float64]) -> None:
+        entropy[i], log_prob[i] = h, log_p
+
+    starts = [len(row) for row in rows]
+    _scan(lm, [[*row, *forced] for row in rows], starts, keep, batch_tokens, deterministic, progress)
+    info = {**model_record(lm), "decoding": "forced", "template": template, "deterministic": deterministic}
+    return Scores(entropy, log_prob, tuple(forced), info)
+
+
+def prompt_log_prob(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    system: str | None = None,
+    template: Template = "auto",
+    batch_tokens: int = 4096,
+    deterministic: bool = False,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
+    """Return the mean log-probability per token (N,), in nats, of each formatted prompt after its first token.
+
+    exp of its negative is the prompt's perplexity. NaN for a prompt of one token, which has nothing to predict.
+    """
+    rows = lm.format_all(prompts, system, template)
+    means = np.full(len(rows), np.nan)
+
+    def keep(i: int, h: NDArray[np.float64], log_p: NDArray[np.float64]) -> None:
+        means[i] = log_p.mean() if len(log_p) else np.nan
+
+    _scan(lm, rows, [1] * len(rows), keep, batch_tokens, deterministic, progress)
+    return means
+
+
+def _scan(
+    lm: LanguageModel,
+    rows: list[list[int]],
+    starts: Sequence[int],
+    keep: Callable[[int, NDArray[np.float64], NDArray[np.float64]], None],
+    batch_tokens: int,
+    deterministic: bool,
+    progress: Progress | None,
+) -> None:
+    """Call `keep(i, entropies, log-probabilities)` with those of tokens starts[i], starts[i] + 1, ... of every row."""
+    lm.certificate.require("causal")
+    budget = min(at_least(batch_tokens, 1, "batch_tokens"), max(1, LOGITS_AT_ONCE // lm.vocabulary))
+    padded = lm.certificate.holds("right padding")
+
+    def run(batch: NDArray[np.int64]) -> None:
+        ids, mask = pad([rows[i] for i in batch], lm.pad_id, "right")
+        with torch.no_grad():
+            logits = lm.model(**forward_arguments(lm.model, ids, mask, use_cache=lm.certificate.cached)).logits
+            for k, i in enumerate(batch.tolist()):
+                tokens = ids[k, starts[i] : len(rows[i])]
+                keep(i, *_measure(logits[k, starts[i] - 1 : len(rows[i]) - 1], tokens, i))
+
+    lengths = [len(row) for row in rows]
+    run_batches(length_batches(lengths, 1 if deterministic else budget, padded=padded), run, len(rows), progress)
+
+
+def _measure(logits: Tensor, tokens: Tensor, prompt: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return entropies and log-probabilities (tokens,) from logits (tokens, vocabulary)."""
+    log_p = torch.log_softmax((logits.cpu() if logits.device.type == "mps" else logits).double(), dim=-1)
+    entropy = torch.special.entr(log_p.exp()).sum(dim=-1).cpu().numpy()
+    if not np.isfinite(entropy).all():
+        raise InputError(
+            f"next-token logits must be numbers; those of prompt {prompt} are NaN or infinite: "
+            "load the model in float32 or bfloat16"
+        )
+    return entropy, log_p.gather(1, tokens.to(log_p.device)[:, None])[:, 0].cpu().numpy()

@@ -1,8 +1,21 @@
 from .activations import Activations, Label
 from .errors import CertificateError, DesignError, InputError, MissingExtraError, ProbeError
+from .probes.design import Design
+from .probes.layers import probe_layers
+from .probes.linear import LinearProbe, LinearProbeRegressor
+from .probes.result import ProbeResult
+from .probes.solvers import ProbeSpec
 from .report.html import load_result
 from .results import Figure, Result
 from .runs import RunFolder, parallel_map
+from .splits import (
+    Folds,
+    group_folds,
+    item_folds,
+    leave_one_group_out,
+    leave_one_group_per_class_out,
+    stratified_folds,
+)
 from .stats.effects import (
     Effect,
     Welch,
@@ -15,6 +28,8 @@ from .stats.effects import (
     welch,
     wilson_interval,
 )
+from .stats.multiple import benjamini_hochberg, holm
+from .stats.permutation import max_t
 from .stats.samples import ExchangeTest, bootstrap_interval, exchange_test, sign_flip_test
 from .stats.variance_ratio import VarianceRatio, alpha_null_interval, alpha_p_value, variance_ratio
 from .store import ActivationStore, ArrayCache, load_activations, save_activations
@@ -24,32 +39,47 @@ __all__ = [
     "Activations",
     "ArrayCache",
     "CertificateError",
+    "Design",
     "DesignError",
     "Effect",
     "ExchangeTest",
     "Figure",
+    "Folds",
     "InputError",
     "Label",
+    "LinearProbe",
+    "LinearProbeRegressor",
     "MissingExtraError",
     "ProbeError",
+    "ProbeResult",
+    "ProbeSpec",
     "Result",
     "RunFolder",
     "VarianceRatio",
     "Welch",
     "alpha_null_interval",
     "alpha_p_value",
+    "benjamini_hochberg",
     "bootstrap_interval",
     "brown_forsythe",
     "cohen_d",
     "effect_from_d",
     "exchange_test",
+    "group_folds",
     "hedges_g",
+    "holm",
+    "item_folds",
+    "leave_one_group_out",
+    "leave_one_group_per_class_out",
     "load_activations",
     "load_result",
+    "max_t",
     "mcnemar_exact",
     "parallel_map",
+    "probe_layers",
     "save_activations",
     "sign_flip_test",
+    "stratified_folds",
     "unit_means",
     "variance_ratio",
     "welch",

@@ -13,7 +13,6 @@ scikit-learn's shrinkage gamma is alpha = gamma mu n / (1 - gamma) with mu = tr(
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +35,6 @@ def lda_decisions(
     standardize: str,
     groups: Tensor | None = None,
     priors: Priors = "empirical",
-    **_: Any,  # noqa: ANN401
 ) -> list[Tensor]:
     """Return out-of-fold LDA discriminants of one layer for many labelings (shapes: `probecore.probes.solvers`).
 

@@ -1,7 +1,7 @@
 """Logistic and softmax probes for many labelings at once: batched Newton with preconditioned conjugate gradients.
 
 Objective, for each labelling: sum_i weight_i loss(y_i, f_i) + alpha / 2 |w|^2 with a free intercept, so alpha = 1 / C
-of scikit-learn. In singular coordinates (`coordinates`) 1 / (s^2 curvature + alpha) nearly inverts the Hessian, and each
+of scikit-learn. In singular coordinates (`coordinates`) 1 / (s^2 curvature + alpha) nearly inverts the Hessian; each
 Hessian product is two matrix products shared by all labelings; labelings that have converged leave the batch.
 
 alpha "trace" is a quarter of tr(S_t) / n: a logistic loss curves at most 1/4, so the first Newton step of this probe is
@@ -10,7 +10,7 @@ the ridge probe with its alpha "trace".
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ def logistic_decisions(
     standardize: str,
     groups: Tensor | None = None,
     tol: float = 1e-6,
-    **_: Any,  # noqa: ANN401
 ) -> list[Tensor]:
     """Return out-of-fold log-odds (two classes) or logits of one layer (shapes: `probecore.probes.solvers`).
 

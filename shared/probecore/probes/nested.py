@@ -11,7 +11,6 @@ Targets are -1 / +1 (all classes of a labelling share one penalty) or real. H in
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,6 @@ def nested_ridge_decisions(
     standardize: str,
     groups: Tensor | None = None,
     alphas: Sequence[float] | None = None,
-    **_: Any,  # noqa: ANN401
 ) -> list[Tensor]:
     """Return out-of-fold ridge decisions with `alpha` = "group-loo", "loo" or "gcv" (shapes: `probes.solvers`).
 

@@ -71,11 +71,9 @@ def ridge_operator(
     plus alpha is not positive definite in float64.
     """
     n = x.shape[-2]
-    x = x - x.mean(-2, keepdim=True)
     if standardize == "fold":
-        return _operator_per_fold(x, folds, alpha)
-    if standardize == "global":
-        x = x * _inverse_sd_of(x).unsqueeze(-2)
+        return _operator_per_fold(x - x.mean(-2, keepdim=True), folds, alpha)
+    x = standardise_all(x, standardize)
     kernel = x @ x.mT
     penalty = trace_alpha(kernel) if alpha == "trace" else float(alpha)
     rows = []
@@ -92,6 +90,12 @@ def ridge_operator(
             block[..., te] = 0
         rows.append(block)
     return torch.cat(rows, -2)
+
+
+def standardise_all(x: Tensor, standardize: str) -> Tensor:
+    """Return x centred over all items and, unless `standardize` is "none", scaled to unit variance."""
+    x = x - x.mean(-2, keepdim=True)
+    return x if standardize == "none" else x * _inverse_sd_of(x).unsqueeze(-2)
 
 
 def trace_alpha(kernel: Tensor) -> Tensor:
@@ -155,9 +159,7 @@ def _positive(alpha: Tensor | float, like: Tensor) -> Tensor:
 
 def _primal(x: Tensor, folds: "Sequence[Fold]", y: Tensor, alpha: float | str, standardize: str) -> list[Tensor]:
     n, d = x.shape
-    x = x - x.mean(0)
-    if standardize != "none":
-        x = x * _inverse_sd_of(x)
+    x = standardise_all(x, standardize)
     penalty = x.square().sum(1).mean() if alpha == "trace" else float(alpha)
     complement = all(len(train) + len(test) == n for train, test in folds)
     keep = complement and len(folds) <= 10 and sum(len(test) for _, test in folds) == n

@@ -64,7 +64,7 @@ def format_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> Table:
     places = _places(groups, kinds, rows)
     marks: dict[str, str] = {}
     made = tuple(
-        Column(names, heading(names, rows), kind, tuple(_cells(names, kind, rows, places[names], marks)))
+        Column(names, heading(names, rows), kind, tuple(_cells(names, kind, rows, places[names], groups, marks)))
         for names, kind in zip(groups, kinds, strict=True)
     )
     return Table(made, len(rows), _starts(made, len(rows)), tuple((mark, text) for text, mark in marks.items()))
@@ -175,14 +175,18 @@ def _places(
 
 
 def _cells(
-    names: tuple[str, ...], kind: Kind, rows: Sequence[Row], places: Sequence[int | None], marks: dict[str, str]
+    names: tuple[str, ...],
+    kind: Kind,
+    rows: Sequence[Row],
+    places: Sequence[int | None],
+    groups: Sequence[tuple[str, ...]],
+    marks: dict[str, str],
 ) -> Iterable[str]:
     for row, decimals in zip(rows, places, strict=True):
-        values = [row.get(name) for name in names]
         if not any(name in row for name in names):
             yield ""
-            continue
-        yield _cell(values, kind, decimals) + _mark(names[0], row, marks, missing=None in values)
+        else:
+            yield _cell([row.get(name) for name in names], kind, decimals) + _mark(names, row, groups, marks)
 
 
 def _cell(values: Sequence[Any], kind: Kind, places: int | None) -> str:
@@ -202,13 +206,21 @@ def _cell(values: Sequence[Any], kind: Kind, places: int | None) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
-def _mark(name: str, row: Row, marks: dict[str, str], *, missing: bool) -> str:
-    """Return the footnote mark of a cell whose record explains it (p_note for p_value and p_adjusted)."""
-    note = next((str(v) for k, v in row.items() if k.endswith("_note") and v and _explains(k, name)), None)
-    if note is None or not missing:
-        return ""
-    index = len(marks)
-    return marks.setdefault(note, MARKS[index] if index < len(MARKS) else f"({index + 1})")
+def _mark(names: tuple[str, ...], row: Row, groups: Sequence[tuple[str, ...]], marks: dict[str, str]) -> str:
+    """Return the footnote mark of a cell that a note of its record explains.
+
+    A note marks the nulls among the cells it explains (p_note: p_value, p_adjusted), or where there is no null the
+    first of them.
+    """
+    for key, note in row.items():
+        if not key.endswith("_note") or not note:
+            continue
+        explained = [group for group in groups if _explains(key, group[0]) and any(name in row for name in group)]
+        nulls = [group for group in explained if any(row.get(name) is None for name in group)]
+        if names in (nulls or explained[:1]):
+            index = len(marks)
+            return marks.setdefault(str(note), MARKS[index] if index < len(MARKS) else f"({index + 1})")
+    return ""
 
 
 def _explains(note: str, name: str) -> bool:

@@ -56,19 +56,20 @@ def describe(provenance: Mapping[str, Any]) -> str:
 
 
 def _fact(name: str, fact: Any) -> list[str]:  # noqa: ANN401
-    """Say one fact of a provenance; of a nested record its scalars, of a list its length where it is long."""
-    if name.endswith("certificate"):
+    """Say one fact of a provenance: a value, what has a name with its own facts in brackets, a long list's length."""
+    if name.endswith("certificate") and fact:
         return [f"{name}: {_certificate(fact)}"]
+    if isinstance(fact, Mapping) and "name" in fact:
+        own = [part for key, value in fact.items() if key != "name" for part in _fact(key.replace("_", " "), value)]
+        return [f"{name} {fact['name']}" + (f" ({', '.join(own)})" if own else "")]
     if isinstance(fact, Mapping):
         return [part for key, value in fact.items() for part in _fact(f"{name} {key}".replace("_", " "), value)]
-    if isinstance(fact, (list, tuple)):
+    if isinstance(fact, (list, tuple)) and fact:
+        if all(isinstance(value, Mapping) and "name" in value for value in fact):
+            return [part for value in fact for part in _fact(name.removesuffix("s"), value)]
         few = len(fact) <= 4 and not any(isinstance(value, (list, tuple, Mapping)) for value in fact)
-        if not few and all(isinstance(value, Mapping) for value in fact):
-            return [
-                part for i, value in enumerate(fact) for part in _fact(str(value.get("name", f"{name} {i + 1}")), value)
-            ]
-        return [f"{name} {', '.join(map(str, fact))}" if few else f"{len(fact)} {name}"] if fact else []
-    if fact is None or fact == "":
+        return [f"{name} {', '.join(map(str, fact))}" if few else f"{len(fact)} {name}"]
+    if fact is None or isinstance(fact, (str, list, tuple)) and not fact:
         return []
     return [f"{name} {fact:.6g}" if isinstance(fact, float) else f"{name} {fact}"]
 

@@ -1,0 +1,245 @@
+"""Contrasts between two categories of prompts: every statistic with a family bootstrap and a label permutation.
+
+Conventions. Values are one per prompt (n,): the prompt is the unit of inference, tokens are averaged inside it first.
+A contrast is first minus second (risk - safe). Its resamples draw whole families; its labelings exchange categories
+as the design allows: inside families that hold both (`probecore.probes.design`), so a set of pairs is tested as pairs.
+
+Both are weights: a statistic is a function of two weight matrices (n, K), the prompts of the first and of the second
+category in K resamples or labelings, and returns (K,). Column 0 of the labelings is the observed one.
+
+Intervals are expanded percentile intervals (Hesterberg 2015, 3.2): the tail probability is
+Phi(-t sqrt(n / (n - 1))) with t the quantile of n - 1 degrees of freedom, n the number of families of the smaller
+category, because plain percentiles of few clusters are too narrow. p = (b + 1) / (m + 1), two-sided.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmprobe.prompts import Prompts
+from probecore.errors import DesignError, InputError
+from probecore.probes.design import Design
+from probecore.probes.permutation import draw_labelings
+from probecore.seeds import generator
+from probecore.validation import codes_of, one_per_item
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats, Floats], Floats]
+NO_INTERVAL = "no interval: bootstrap resamples were not asked for"
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two categories of prompts, first minus second.
+
+    items : (n,) positions of their prompts in the set. is_first : (n,) bool. families : (n,) codes.
+    labelings : (n, 1 + m) bool, column 0 observed. reason : why there is no other labelling, else "".
+    resamples : (n, B) times each prompt is drawn. paired : every family holds one prompt of each category.
+    """
+
+    first: str
+    second: str
+    items: NDArray[np.int64] = field(repr=False)
+    is_first: NDArray[np.bool_] = field(repr=False)
+    families: NDArray[np.int64] = field(repr=False)
+    labelings: NDArray[np.bool_] = field(repr=False)
+    resamples: Floats = field(repr=False)
+    reason: str
+    exhaustive: bool
+    paired: bool
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts of both categories."""
+        return len(self.items)
+
+    @property
+    def n_families(self) -> int:
+        """Number of families of both categories."""
+        return len(np.unique(self.families))
+
+    def split(self, values: ArrayLike) -> tuple[Floats, Floats]:
+        """Return the values (n,) of the first and of the second category."""
+        array = np.asarray(values, dtype=np.float64)
+        return array[self.is_first], array[~self.is_first]
+
+    def centred(self, values: ArrayLike) -> Floats:
+        """Return the values (n,) minus the mean of their own category: what is left when means do not matter."""
+        array = np.asarray(values, dtype=np.float64)
+        first, second = self.split(array)
+        return array - np.where(self.is_first, first.mean(), second.mean())
+
+    def observed(self, statistic: Statistic) -> float:
+        """Return the statistic of the prompts as they are."""
+        return float(statistic(*self._weights(self.is_first[:, None]))[0])
+
+    def interval(self, statistic: Statistic, level: float = 0.95) -> tuple[float, float] | None:
+        """Return the family bootstrap interval of a statistic, None without resamples or where one is undefined."""
+        if not self.resamples.shape[1]:
+            return None
+        mask = self.is_first[:, None]
+        values = statistic(self.resamples * mask, self.resamples * ~mask)
+        if not np.isfinite(values).all():
+            return None
+        tail = expanded_tail(self._fewest_families(), level)
+        low, high = np.quantile(values, [tail, 1 - tail])
+        return float(low), float(high)
+
+    def null(self, statistic: Statistic) -> Floats:
+        """Return the statistic of every labelling (1 + m,), observed first."""
+        return statistic(*self._weights(self.labelings))
+
+    def p_value(self, statistic: Statistic) -> float | None:
+        """Return the two-sided permutation p of a statistic that is centred at 0 under exchange; None without one."""
+        if self.labelings.shape[1] < 2:
+            return None
+        size = np.abs(self.null(statistic))
+        return float((size >= size[0] * (1 - 1e-9)).mean())
+
+    def null_interval(self, statistic: Statistic, level: float = 0.95) -> tuple[float, float] | None:
+        """Return the central range of a statistic over all labelings; None without one."""
+        if self.labelings.shape[1] < 2:
+            return None
+        low, high = np.quantile(self.null(statistic), [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def _weights(self, masks: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        return masks.astype(np.float64), (~masks).astype(np.float64)
+
+    def _fewest_families(self) -> int:
+        return min(len(np.unique(self.families[mask])) for mask in (self.is_first, ~self.is_first))
+
+
+def contrast(
+    prompts: Prompts,
+    first: str = "risk",
+    second: str = "safe",
+    *,
+    n_permutations: int = 999,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Contrast:
+    """Prepare the contrast of two categories: their labelings and resamples, drawn once for every statistic.
+
+    Raises `InputError` for a category without prompts, `DesignError` for one with fewer than 3.
+    """
+    counts = prompts.counts
+    for name in (first, second):
+        if name not in counts:
+            raise InputError(f"no prompts of category {name!r}; there are {', '.join(counts)}: name two of them")
+        if counts[name] < 3:
+            raise DesignError(f"a contrast needs at least 3 prompts a category; {name!r} has {counts[name]}: add more")
+    items = np.array([i for i, c in enumerate(prompts.categories) if c in (first, second)], dtype=np.int64)
+    chosen = prompts.take(items.tolist())
+    is_first = np.array([category == first for category in chosen.categories])
+    families = codes_of(chosen.families)[0]
+    drawn = draw_labelings(Design.of(is_first.astype(int), groups=families), n_permutations, seed=seed)
+    return Contrast(
+        first,
+        second,
+        items,
+        is_first,
+        families,
+        drawn.values == 1,
+        _resamples(is_first, families, n_bootstrap, seed),
+        drawn.reason,
+        drawn.exhaustive,
+        chosen.is_paired(first, second),
+    )
+
+
+def expanded_tail(n: int, level: float = 0.95) -> float:
+    """Return the tail probability whose percentiles of n clusters cover as a t interval does.
+
+    >>> round(expanded_tail(20), 4), round(expanded_tail(100000), 4)
+    (0.0159, 0.025)
+    """
+    from scipy import stats
+
+    if n < 2:
+        raise DesignError(f"a bootstrap interval needs at least 2 families in each category; got {n}")
+    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    return float(stats.norm.cdf(-t * np.sqrt(n / (n - 1))))
+
+
+def gap(values: ArrayLike) -> Statistic:
+    """Return the statistic mean(first) - mean(second) of values (n,)."""
+    array = np.asarray(values, dtype=np.float64)
+    one_per_item(array, len(array), "values")
+
+    def statistic(first: Floats, second: Floats) -> Floats:
+        return np.asarray((array @ first) / first.sum(0) - (array @ second) / second.sum(0))
+
+    return statistic
+
+
+def log_variance_ratio(variance: Callable[[Floats], Floats]) -> Statistic:
+    """Return the statistic 0.5 log(variance(first) / variance(second)): LVR of a reading of the variance."""
+
+    def statistic(first: Floats, second: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(0.5 * np.log(variance(first) / variance(second)))
+
+    return statistic
+
+
+def alpha(variance: Callable[[Floats], Floats]) -> Statistic:
+    """Return the statistic alpha = 1 - variance(second) / variance(first), with risk first and safe second."""
+
+    def statistic(first: Floats, second: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(1.0 - variance(second) / variance(first))
+
+    return statistic
+
+
+def between_variance(means: ArrayLike) -> Callable[[Floats], Floats]:
+    """Return reading A1: the variance over prompts of their mean entropy (n,), ddof 1."""
+    values = np.asarray(means, dtype=np.float64)
+    values = values - values.mean()
+
+    def variance(weights: Floats) -> Floats:
+        n = weights.sum(0)
+        return np.asarray(((values**2) @ weights - (values @ weights) ** 2 / n) / (n - 1))
+
+    return variance
+
+
+def pooled_variance(traces: ArrayLike) -> Callable[[Floats], Floats]:
+    """Return reading A2: the variance over all valid tokens of traces (n, T), NaN where not valid; ddof 0."""
+    values = np.asarray(traces, dtype=np.float64)
+    values = values - np.nanmean(values)
+    n_tokens, sums, squares = (~np.isnan(values)).sum(1), np.nansum(values, 1), np.nansum(values**2, 1)
+
+    def variance(weights: Floats) -> Floats:
+        n = n_tokens @ weights
+        return np.asarray((squares @ weights) / n - ((sums @ weights) / n) ** 2)
+
+    return variance
+
+
+def within_variance(traces: ArrayLike) -> Callable[[Floats], Floats]:
+    """Return reading A3: the mean over prompts of the variance over their valid tokens, traces (n, T); ddof 0."""
+    own = np.nanvar(np.asarray(traces, dtype=np.float64), axis=1)
+
+    def variance(weights: Floats) -> Floats:
+        return np.asarray((own @ weights) / weights.sum(0))
+
+    return variance
+
+
+def _resamples(is_first: NDArray[np.bool_], families: NDArray[np.int64], n: int, seed: int) -> Floats:
+    """Return how often each prompt is drawn, (prompts, n): families with replacement, among those like them.
+
+    Families that hold both categories, only the first and only the second are drawn separately.
+    """
+    rng = generator(seed, "contrast", "resamples")
+    n_families = int(families.max()) + 1
+    has = np.stack([np.bincount(families[mask], minlength=n_families) > 0 for mask in (is_first, ~is_first)])
+    drawn = np.zeros((n_families, n))
+    for kind in np.unique(has.T, axis=0):
+        members = np.flatnonzero((has.T == kind).all(1))
+        drawn[members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n).T
+    return drawn[families]

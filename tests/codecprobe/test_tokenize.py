@@ -133,7 +133,7 @@ tokenization.tokenize(toy_corpus(), Killed(), cache=sys.argv[1], quiet=True)
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
-    """Killed (signal 9) before the fourth of eight clips: the next run encodes five, and its result is the whole one."""
+    """Killed (signal 9) before the fourth of eight clips: the next run encodes five; its result is the whole one."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, check=False
@@ -164,7 +164,7 @@ def test_equal_audio_is_encoded_once(tmp_path):
 
 
 def test_unusable_clips_are_named_with_the_reason_and_never_coded(tmp_path):
-    """Cut off, unreadable, NaN, and one the codec refuses: four problems beside the corpus's own, the others unharmed."""
+    """Cut off, unreadable, NaN, and one the codec refuses: four problems beside the corpus's own."""
 
     class Choosy(ToyCodec):
         def encode(self, waveforms):

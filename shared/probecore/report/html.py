@@ -137,7 +137,7 @@ def page(result: Result, svgs: Mapping[str, str]) -> str:
         parts.append("<h2>Figures</h2>")
     for figure in result.figures:
         label = escape(figure.title or figure.name, quote=True)
-        svg = _own_ids(svgs[figure.name], figure.name).replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+        svg = svgs[figure.name].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
         caption = f"<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""
         parts.append(f"<figure>{svg}{caption}</figure>")
     parts += ["<h2>How it was made</h2>", f'<p class="made">{escape(describe(result.provenance))}</p>']
@@ -171,15 +171,20 @@ def _draw(figure: Figure, result: Result) -> tuple[str, bytes]:
     import vl_convert
 
     spec = draw(figure, result).to_json()
-    svg: str = vl_convert.vegalite_to_svg(spec)
+    svg = _own_ids(vl_convert.vegalite_to_svg(spec), figure.name)
     png: bytes = vl_convert.vegalite_to_png(spec, scale=PNG_SCALE)
     return svg, png
 
 
 def _own_ids(svg: str, name: str) -> str:
-    """Prefix the ids of a drawing: several drawings in one page would otherwise share each other's clip paths."""
+    """Name the ids of a drawing after it, in their order.
+
+    The ones it comes with count all drawings of the process: they differ from run to run, and drawings in one page
+    would share each other's clip paths.
+    """
     prefix = re.sub(r"\W", "-", name)
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    own = {old: f"{prefix}-{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg)))}
+    return re.sub(r'(\bid="|url\(#|href="#)([^")]+)', lambda met: met[1] + own.get(met[2], met[2]), svg)
 
 
 def _file_name(name: str) -> str:

@@ -69,7 +69,7 @@ def _fact(name: str, fact: Any) -> list[str]:  # noqa: ANN401
             return [part for value in fact for part in _fact(name.removesuffix("s"), value)]
         few = len(fact) <= 4 and not any(isinstance(value, (list, tuple, Mapping)) for value in fact)
         return [f"{name} {', '.join(map(str, fact))}" if few else f"{len(fact)} {name}"]
-    if fact is None or isinstance(fact, (str, list, tuple)) and not fact:
+    if fact is None or (isinstance(fact, (str, list, tuple)) and not fact):
         return []
     return [f"{name} {fact:.6g}" if isinstance(fact, float) else f"{name} {fact}"]
 

@@ -1,5 +1,18 @@
 from .activations import Activations, Label
 from .errors import CertificateError, DesignError, InputError, MissingExtraError, ProbeError
+from .geometry import (
+    Overlap,
+    components_for,
+    covariance_spectrum,
+    dimensions,
+    entropy_rank,
+    parallel_analysis,
+    participation_ratio,
+    pca_shares,
+    rarefied,
+    subspace_overlap,
+    two_nn,
+)
 from .probes.design import Design
 from .probes.layers import probe_layers
 from .probes.linear import LinearProbe, LinearProbeRegressor
@@ -50,6 +63,7 @@ __all__ = [
     "LinearProbe",
     "LinearProbeRegressor",
     "MissingExtraError",
+    "Overlap",
     "ProbeError",
     "ProbeResult",
     "ProbeSpec",
@@ -63,7 +77,11 @@ __all__ = [
     "bootstrap_interval",
     "brown_forsythe",
     "cohen_d",
+    "components_for",
+    "covariance_spectrum",
+    "dimensions",
     "effect_from_d",
+    "entropy_rank",
     "exchange_test",
     "group_folds",
     "hedges_g",
@@ -75,11 +93,17 @@ __all__ = [
     "load_result",
     "max_t",
     "mcnemar_exact",
+    "parallel_analysis",
     "parallel_map",
+    "participation_ratio",
+    "pca_shares",
     "probe_layers",
+    "rarefied",
     "save_activations",
     "sign_flip_test",
     "stratified_folds",
+    "subspace_overlap",
+    "two_nn",
     "unit_means",
     "variance_ratio",
     "welch",

@@ -10,8 +10,8 @@ bit. What is checked:
 * cache       a single pass has the same states with and without a key/value cache
 * left padding, right padding   a prompt in a padded batch has the states it has alone, up to rounding
 
-The padding gaps are the noise floor: a difference between two prompts' states below it means nothing. An operation
-that needs a check that failed is refused (`Certificate.require`), with the way to override the assumption.
+The padding gaps give the noise floor, never below the resolution of the dtype: a difference between two prompts'
+states below it means nothing. An operation that needs a check that failed is refused (`Certificate.require`), with the way to override the assumption.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from lmprobe.sites import Sites, residual_of, rows_of, unwrap
 from lmprobe.taps import tapped
 from probecore.errors import CertificateError
 
-SHORT, LONG = 5, 9  # tokens of the two probes
+SHORT, LONG = 6, 16  # tokens of the two probes
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def _certify(model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_
     probe = pad(rows[1:], pad_id, "right")
     cache, cached = _check_cache(model, sites, probe)
     seen = _one_forward(model, sites, *probe, cached=cached)
+    _require_numbers(seen)
     residual = seen.outputs[-1]
     paddings, noise = _check_padding(model, sites, rows, pad_id, cached)
     config: Any = model.config
@@ -213,6 +214,15 @@ def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, c
     n = len(sites.blocks)
     states = getattr(out, "hidden_states", None) or None
     return _Seen(entry[0], [outputs[i] for i in range(n)], [returns[i] for i in range(n)], states, out.logits)
+
+
+def _require_numbers(seen: _Seen) -> None:
+    for place, values in [*((f"block {i}", h) for i, h in enumerate(seen.outputs)), ("the logits", seen.logits)]:
+        if not bool(torch.isfinite(values).all()):
+            raise CertificateError(
+                f"states and logits of a probe must be finite numbers; those of {place} are not ({values.dtype}): "
+                "load the model in float32 or bfloat16, or check its weights"
+            )
 
 
 def _convention(sites: Sites, seen: _Seen) -> str:
@@ -323,11 +333,16 @@ def _check_padding(
         inside = [states[:1, where] for states in padded]
         gap, holds = _worst(alone, inside)
         if holds:
-            floors = [_gap(a, b) / _scale(a) for a, b in zip(alone, inside, strict=True)]
+            floors = [max(_gap(a, b) / _scale(a), eps_of(a)) for a, b in zip(alone, inside, strict=True)]
             noise = {layer: max(noise[layer], floor) for layer, floor in zip(sites.layers, floors, strict=True)}
         note = "" if holds else "padding changes the states; batches are made of equal lengths"
         checks.append(Check(f"{side} padding", holds, gap, note))
     return checks, noise
+
+
+def eps_of(states: Tensor) -> float:
+    """Return the relative resolution of a tensor's dtype."""
+    return float(torch.finfo(states.dtype).eps)
 
 
 def limit_of(dtype: torch.dtype) -> float:

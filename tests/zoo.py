@@ -12,6 +12,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from lmprobe import LanguageModel, wrap_model
+
 VOCABULARY = 128
 S: dict[str, Any] = dict(
     vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
@@ -110,12 +112,6 @@ def tiny(name: str, jitter: float = 0.05, strength: float = 4.0, sharpen: float 
     return model
 
 
-@functools.cache
-def shared(name: str) -> Any:
-    """Return `tiny(name)`, built once a process, for tests that leave it unchanged."""
-    return tiny(name)
-
-
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
@@ -143,3 +139,9 @@ def tokenizer(template: str | None = None, begin: bool = True) -> PreTrainedToke
 
 PROMPTS = ["w1 w2 w3", "w9 w4 w77 w30 w8 w21 w5 w60 w11 w2 w14", "w50 w51", "w3 w90 w17 w17 w40 w6"]
 """Prompts of four lengths."""
+
+
+@functools.cache
+def opened(name: str) -> LanguageModel:
+    """Return the opened model of an architecture, made once a process; tests leave it unchanged."""
+    return wrap_model(tiny(name), tokenizer(), name=name)

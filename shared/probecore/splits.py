@@ -94,7 +94,7 @@ def leave_one_group_out(groups: ArrayLike) -> Folds:
 
 
 def leave_one_group_per_class_out(groups: ArrayLike, n_classes: int = 2, blocks: ArrayLike | None = None) -> Folds:
-    """Return all subsets of `n_classes` groups as test sets, label-blind; a labelling uses those with one of each class.
+    """Return all subsets of `n_classes` groups as test sets; a labelling uses those with one group of each class.
 
     For labels that are constant inside groups: leaving out one group of each class keeps the classes of the training
     set as balanced as they were, which other group folds do not (accuracy without an effect .31 instead of .51 with

@@ -2,8 +2,8 @@
 
 Intervals that take the out-of-fold predictions as given are far too short (coverage .50 to .89), because other clusters
 would have trained another probe. Here every resample is trained and cross-validated again, in closed form for ridge:
-with weights w, A = (W^1/2 K W^1/2 + alpha I)^-1 and G = A - A r r' A / (r' A r), r = w^1/2, leaving a test set T out
-gives r_T (y_T - f_T) = (G_TT)^-1 (G r y)_T. One factor per resample serves all folds; copies of a cluster stay together.
+with weights w, r = w^1/2, A = (diag(r) K diag(r) + alpha I)^-1 and G = A - A r r' A / (r' A r), leaving a test set T
+out gives r_T (y_T - f_T) = (G_TT)^-1 (G r y)_T. One factor per resample serves all folds; copies stay together.
 
 Which resampling. clusters: what was sampled from a population (speakers, prompt families), by default the
 cross-validation groups. Bootstrap where the label varies inside clusters, or each class has at least 4 clusters (then
@@ -71,7 +71,8 @@ class Resampling:
             return float("nan"), float("nan")
         error = self.error(values)
         if share:
-            return share_interval(value, error, self.freedom, n_items, len(self.strata))
+            m = float(np.nanmean(values)) if np.isfinite(error) else None
+            return share_interval(value, error, self.freedom, n_items, len(self.strata), measured_at=m)
         half = t_quantile(self.freedom) * error
         return value - half, value + half
 
@@ -242,4 +243,5 @@ class _Tally:
     def scores(self, real: bool) -> Tensor:
         """Return the score of each resample, NaN where nothing was scored."""
         weight, hits, squared, y, yy = self.sums
-        return 1 - squared / (yy - y.square() / weight) if real else hits / weight
+        out: Tensor = 1 - squared / (yy - y.square() / weight) if real else hits / weight
+        return out

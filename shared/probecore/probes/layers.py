@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from probecore.activations import Activations, Label
+from probecore.devices import device_of
 from probecore.errors import DesignError, InputError
 from probecore.probes.design import Design
 from probecore.probes.intervals import Resampling, plan_resampling, resampled_scores
@@ -181,7 +182,7 @@ class _Runner:
         device: str,
     ) -> None:
         self.design, self.folds, self.spec, self.labelings, self.plan = design, folds, spec, labelings, plan
-        self.device = torch.device(device)
+        self.device = device_of(device)
         values = labelings.values
         if design.real:  # solve for z-scores: ridge follows any shift and scale of its target
             values = (values - values[:, 0].mean()) / values[:, 0].std()

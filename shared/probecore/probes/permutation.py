@@ -33,7 +33,7 @@ class Labelings:
     @property
     def n_others(self) -> int:
         """Number of labelings beside the observed one."""
-        return self.values.shape[1] - 1
+        return int(self.values.shape[1]) - 1
 
 
 def draw_labelings(

@@ -13,6 +13,7 @@ precision form is the same identity written with I - H = alpha G, where alpha ca
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,7 +116,8 @@ def precision(kernel: Tensor, alpha: Tensor | float) -> Tensor:
     scale = kernel.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-300
     padded = kernel + scale / n
     padded.diagonal(dim1=-2, dim2=-1).add_(alpha[..., 0] if isinstance(alpha, Tensor) else alpha)
-    return torch.cholesky_inverse(factor(padded)) - 1 / (n * (scale + alpha))
+    g: Tensor = torch.cholesky_inverse(factor(padded)) - 1 / (n * (scale + alpha))
+    return g
 
 
 def factor(matrix: Tensor) -> Tensor:
@@ -211,7 +213,7 @@ def gram_of_features(x: Tensor) -> Tensor:
         return x.T @ x
     out = x.new_zeros(d, d)
     edges = [d * i // 4 for i in range(5)]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         torch.matmul(x[:, low:high].T, x[:, :high], out=out[low:high, :high])
     return out
 

@@ -1,7 +1,7 @@
 """Scores of out-of-fold decisions, for many labelings at once.
 
-Conventions. Decisions are stacked over folds, (rows, labelings) or (rows, labelings, classes); `labels` are the codes of
-the same rows. Everything is pooled over folds, except the AUC: fold offsets must not mix in a rank statistic.
+Conventions. Decisions are stacked over folds, (rows, labelings) or (rows, labelings, classes); `labels` are the codes
+of the same rows. Everything is pooled over folds, except the AUC: fold offsets must not mix in a rank statistic.
 
 accuracy            share right; a decision tied with another (|f| within 1e-9 of the largest) counts its fraction
 balanced accuracy   mean over classes of the share right
@@ -41,14 +41,17 @@ def score_two_classes(decisions: "Tensor", labels: "Tensor", weights: "Tensor | 
 
     weights (rows, labelings): 0 leaves a row out of a labelling.
     """
+    import torch
+
     one = labels if weights is None else labels * weights
     tie = TIE * max(abs(float(decisions.max())), abs(float(decisions.min())))
+    all_ones = one.sum(-2)
     if weights is None:
-        all_ones, total = one.sum(-2), float(labels.shape[-2])
+        total = torch.full_like(all_ones, float(labels.shape[-2]))
         sum_f = decisions.sum(-2)
         said_one = ((decisions > tie).sum(-2) + (decisions >= -tie).sum(-2)).to(labels.dtype) / 2
     else:
-        all_ones, total = one.sum(-2), weights.sum(-2)
+        total = weights.sum(-2)
         sum_f = (decisions * weights).sum(-2)
         said_one = ((((decisions > tie) + 0.0) + (decisions >= -tie)) * weights).sum(-2) / 2
     zeros = total - all_ones

@@ -1,6 +1,6 @@
 """Standard errors from resampled clusters, and the intervals made of them.
 
-Conventions. `clusters` (items,) int64 codes; `strata` (clusters,) int64 codes or None: clusters are drawn inside strata.
+Conventions. `clusters` (items,) int64 codes; `strata` (clusters,) int64 codes or None, inside which clusters are drawn.
 weights (resamples, items): how often each item's cluster was drawn. An interval is (low, high) at 1 - level.
 
 A bootstrap of G clusters is too narrow by sqrt((G-1)/G) where the clusters are the noise, so its standard error is
@@ -68,17 +68,28 @@ def t_p_value(t: float, freedom: int) -> float:
 
 
 def share_interval(
-    share: float, error: float, freedom: int, n_items: int, n_clusters: int, level: float = 0.05
+    share: float,
+    error: float,
+    freedom: int,
+    n_items: int,
+    n_clusters: int,
+    *,
+    measured_at: float | None = None,
+    level: float = 0.05,
 ) -> tuple[float, float]:
-    """Return the interval of a share on the logit scale: logit(p) +- t SE / (p (1 - p)), p inside [.5/n, 1 - .5/n].
+    """Return the interval of a share: logit(p) +- t SE / (m (1 - m)) on the logit scale, p and m inside [.5/n, 1 - .5/n].
 
-    A share of exactly 0 or 1 has no spread to resample; it gets the exact binomial bound of its clusters
-    (Clopper & Pearson), as if each were one trial.
+    measured_at : mean m of the resamples that gave the error, by default the share: the error is turned into logits
+    where it was measured, otherwise a share near 1 with resamples well below it would get an absurdly long interval.
+
+    A share of exactly 0 or 1 reaches at least the exact binomial bound of its clusters (Clopper & Pearson), as if each
+    were one trial: resamples that are all perfect have no spread to measure.
     """
     if not np.isfinite(error):
         return float("nan"), float("nan")
-    p = float(np.clip(share, 0.5 / n_items, 1 - 0.5 / n_items))
-    centre, half = np.log(p / (1 - p)), t_quantile(freedom, level) * error / (p * (1 - p))
+    ends = 0.5 / n_items, 1 - 0.5 / n_items
+    p, m = float(np.clip(share, *ends)), float(np.clip(share if measured_at is None else measured_at, *ends))
+    centre, half = np.log(p / (1 - p)), t_quantile(freedom, level) * error / (m * (1 - m))
     low, high = (float(1 / (1 + np.exp(-value))) for value in (max(centre - half, -700.0), min(centre + half, 700.0)))
     bound = (level / 2) ** (1 / n_clusters)
     if share >= 1:

@@ -21,7 +21,8 @@ def p_value(statistics: ArrayLike) -> NDArray[np.float64]:
     values = _checked(statistics)
     reached = values[..., 1:] >= _less(values)[..., None]
     p = (1 + reached.sum(-1)) / values.shape[-1]
-    return np.where(np.isnan(values).any(-1), np.nan, p)
+    out: NDArray[np.float64] = np.where(np.isnan(values).any(-1), np.nan, p)
+    return out
 
 
 def standardise(statistics: ArrayLike) -> NDArray[np.float64]:
@@ -29,7 +30,8 @@ def standardise(statistics: ArrayLike) -> NDArray[np.float64]:
     values = _checked(statistics)
     mean, sd = values.mean(-1, keepdims=True), values.std(-1, keepdims=True)
     flat = sd <= TOLERANCE * np.abs(values).max(-1, keepdims=True)
-    return np.where(flat, 0.0, (values - mean) / np.where(flat, 1.0, sd))
+    z: NDArray[np.float64] = np.where(flat, 0.0, (values - mean) / np.where(flat, 1.0, sd))
+    return z
 
 
 def max_t(statistics: ArrayLike, *, step_down: bool = True) -> NDArray[np.float64]:

@@ -124,6 +124,21 @@ def test_an_interval_rounds_as_its_estimate_does() -> None:
     assert value.cells == ("9.99",) and interval.cells == ("[8.00, 12.00]",)
 
 
+def test_two_estimates_each_have_their_interval_and_none_is_mistaken() -> None:
+    row = {
+        "accuracy": 0.5,
+        "ci_low": 0.4,
+        "ci_high": 0.6,
+        "adds": 0.1,
+        "adds_low": 0.0,
+        "adds_high": 0.2,
+        "q_value": None,
+    }
+    row |= {"gap_ci_low": 1.0, "gap_ci_high": 2.0}
+    headings = [column.heading for column in format_table([row]).columns]
+    assert headings == ["Accuracy", "95 % CI", "Adds", "95 % CI", "q", "Gap 95 % CI"]
+
+
 def test_the_level_of_the_interval_is_the_record_s() -> None:
     (column,) = format_table([{"ci_low": 0.1, "ci_high": 0.2, "ci_level": 0.9}]).columns
     assert column.heading == "90 % CI"

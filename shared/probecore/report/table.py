@@ -32,6 +32,8 @@ HEADINGS = {
     "cohen_d": "Cohen's d",
     "cohens_d": "Cohen's d",
     "hedges_g": "Hedges' g",
+    "q_value": "q",
+    "r2": "R²",
 }
 UNITS = {"nats": "nats", "bits": "bits", "hz": "Hz", "ms": "ms", "s": "s", "db": "dB", "percent": "%"}
 ACRONYMS = ("ace", "auc", "auroc", "bic", "cca", "cka", "eos", "f0", "kl", "lda", "mdl", "mfcc", "pca", "sd", "se")
@@ -64,8 +66,8 @@ def format_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> Table:
     places = _places(groups, kinds, rows)
     marks: dict[str, str] = {}
     made = tuple(
-        Column(names, heading(names, rows), kind, tuple(_cells(names, kind, rows, places[names], groups, marks)))
-        for names, kind in zip(groups, kinds, strict=True)
+        Column(names, _heading(i, groups, rows), kind, tuple(_cells(names, kind, rows, places[names], groups, marks)))
+        for i, (names, kind) in enumerate(zip(groups, kinds, strict=True))
     )
     return Table(made, len(rows), _starts(made, len(rows)), tuple((mark, text) for text, mark in marks.items()))
 
@@ -75,20 +77,27 @@ def heading(names: tuple[str, ...], rows: Sequence[Row] = ()) -> str:
 
     >>> [heading((name,)) for name in ("p_adjusted", "n_items", "gap_nats", "kl_nats", "layer")]
     ['p adj.', 'Items', 'Gap (nats)', 'KL (nats)', 'Layer']
-    >>> heading(("ci_low", "ci_high"), [{"ci_level": 0.9}])
-    '90 % CI'
+    >>> heading(("ci_low", "ci_high"), [{"ci_level": 0.9}]), heading(("gap_low", "gap_high"))
+    ('90 % CI', 'Gap 95 % CI')
     """
     name = names[0] if len(names) == 1 else names[0].removesuffix("_low")
     level = next((row["ci_level"] for row in rows if row.get("ci_level")), 0.95)
     percent = f"{100 * level:g} %"
     if name in HEADINGS:
         return HEADINGS[name].format(level=percent)
-    if len(names) == 2 and name.endswith("_ci"):
+    if len(names) == 2:
         return f"{heading((name.removesuffix('_ci'),))} {percent} CI"
     words = [word for word in name.removeprefix("n_").split("_") if word]
     unit = f" ({UNITS[words.pop()]})" if len(words) > 1 and words[-1] in UNITS else ""
     shown = [word.upper() if word in ACRONYMS else word for word in words]
     return (shown[0][:1].upper() + shown[0][1:] + " " + " ".join(shown[1:])).strip() + unit if shown else name
+
+
+def _heading(i: int, groups: Sequence[tuple[str, ...]], rows: Sequence[Row]) -> str:
+    """Return the heading of a column where it stands: right of its estimate an interval needs no name."""
+    if len(groups[i]) == 2 and i and groups[i - 1] == (groups[i][0].removesuffix("_low").removesuffix("_ci"),):
+        return heading(("ci_low", "ci_high"), rows)
+    return heading(groups[i], rows)
 
 
 def format_p(p: float) -> str:
@@ -147,9 +156,12 @@ def _kind(names: tuple[str, ...], rows: Sequence[Row]) -> Kind:
         return "interval"
     values = [row[names[0]] for row in rows if row.get(names[0]) is not None]
     if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        tokens = names[0].split("_")
-        return "p" if not values and "p" in tokens else "text" if values else "number"
-    return "p" if {"p", "q"} & set(names[0].split("_")) else "number"
+        return "text" if values else "p" if _is_p(names[0]) else "number"
+    return "p" if _is_p(names[0]) else "number"
+
+
+def _is_p(name: str) -> bool:
+    return bool({"p", "q"} & set(name.split("_")))
 
 
 def _places(

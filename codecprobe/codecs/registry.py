@@ -53,7 +53,7 @@ def open_codec(name: str | Path, device: str = "auto") -> "Codec":
     if text == "qwen3-tts-12hz":
         text = QWEN3_TTS_12HZ
     folder = Path(text).expanduser()  # a folder of that name wins over the hub
-    if folder.is_dir():
+    if text and folder.is_dir():
         return _adapter(_model_type_of_folder(folder), text)(folder, device=device)
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
         return _adapter(_model_type_on_hub(text), text)(text, device=device)

@@ -9,6 +9,7 @@ from .directions import (
     direction_stability,
     paired_direction,
 )
+from .erasure import ErasureCheck, LeaceEraser, erasure_check, project_out
 from .errors import CertificateError, DesignError, InputError, MissingExtraError, ProbeError
 from .geometry import (
     Overlap,
@@ -67,11 +68,13 @@ __all__ = [
     "DesignError",
     "Direction",
     "Effect",
+    "ErasureCheck",
     "ExchangeTest",
     "Figure",
     "Folds",
     "InputError",
     "Label",
+    "LeaceEraser",
     "LinearProbe",
     "LinearProbeRegressor",
     "MissingExtraError",
@@ -99,6 +102,7 @@ __all__ = [
     "direction_stability",
     "effect_from_d",
     "entropy_rank",
+    "erasure_check",
     "exchange_test",
     "group_folds",
     "hedges_g",
@@ -116,6 +120,7 @@ __all__ = [
     "participation_ratio",
     "pca_shares",
     "probe_layers",
+    "project_out",
     "rarefied",
     "save_activations",
     "sign_flip_test",

@@ -90,7 +90,9 @@ class LanguageModel:
         Raises `InputError` for an empty prompt, a template that is missing or refuses, ids outside the vocabulary.
         """
         one_of(template, ("auto", "chat", "raw"), "template")
-        if not isinstance(prompt, str) and prompt and not isinstance(prompt[0], Mapping):
+        if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
+            raise InputError("a prompt must hold text; got an empty one: leave it out")
+        if not isinstance(prompt, str) and not isinstance(prompt[0], Mapping):
             return self._checked([int(i) for i in prompt])  # type: ignore[arg-type]
         chat = template == "chat" or (template == "auto" and self.has_template)
         if not chat and (system is not None or not isinstance(prompt, str)):
@@ -98,12 +100,14 @@ class LanguageModel:
                 f"a system message and chat messages need a chat template; {self.name} "
                 f"{'is asked for template raw' if self.has_template else 'has none'}: give plain texts"
             )
-        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-            raise InputError("a prompt must hold text; got an empty one: leave it out")
         if chat:
-            text = self._templated(prompt, system)
-            return self._checked(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._checked(self.tokenizer(prompt)["input_ids"])
+            ids = self.tokenizer(self._templated(prompt, system), add_special_tokens=False)["input_ids"]
+        else:
+            ids = self.tokenizer(prompt)["input_ids"]
+        begin = getattr(self.tokenizer, "bos_token_id", None)
+        while begin is not None and ids[:2] == [begin, begin]:
+            ids = ids[1:]
+        return self._checked(ids)
 
     def format_all(
         self, prompts: Sequence[Prompt], system: str | None = None, template: Template = "auto", room: int = 0
@@ -142,9 +146,6 @@ class LanguageModel:
         return str(text)
 
     def _checked(self, ids: list[int]) -> list[int]:
-        begin = getattr(self.tokenizer, "bos_token_id", None)
-        while begin is not None and ids[:2] == [begin, begin]:
-            ids = ids[1:]
         if not ids:
             raise InputError("a prompt must hold at least 1 token; got 0: leave it out")
         outside = [i for i in ids if not 0 <= i < self.vocabulary]
@@ -153,7 +154,7 @@ class LanguageModel:
                 f"token ids must lie in [0, {self.vocabulary}); got {shorten(outside, most=3)}: "
                 "model and tokenizer do not belong together"
             )
-        return list(ids)
+        return ids
 
 
 def wrap_model(

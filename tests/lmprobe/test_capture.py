@@ -33,7 +33,7 @@ def reference(lm, prompt):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_states_are_those_of_transformers_bit_for_bit(name):
-    """Traps 1 and 2. One prompt at a time, the tap and `output_hidden_states` are the same bits, all but the last entry.
+    """Traps 1 and 2. One prompt at a time, tap and `output_hidden_states` are the same bits, all but the last entry.
 
     The last entry is after the final norm: the tap of the last block differs from it, and its norm equals it.
     """
@@ -108,7 +108,7 @@ def test_labels_belong_to_prompts_also_when_items_are_tokens():
     last = capture(lm, PROMPTS, labels=labels, layers="embed")
     assert last.label("class").units is None and last.n_groups == 4
     for wrong in (dict(groups=["f"]), dict(names=["a"]), dict(labels={"class": ["x"]})):
-        with pytest.raises(InputError, match="prompt, 4; got 1"):
+        with pytest.raises(InputError, match=r"prompt, 4; got 1"):
             capture(lm, PROMPTS, layers="embed", **wrong)
 
 
@@ -154,7 +154,7 @@ def test_an_error_inside_leaves_no_trace():
         raise ValueError("mine")
 
     ids, mask = pad([[5, 6]], 0, "right")
-    with pytest.raises(ValueError, match="mine"), tapped(lm.sites, lm.layers, fail, stop=True):
+    with pytest.raises(ValueError, match=r"mine"), tapped(lm.sites, lm.layers, fail, stop=True):
         lm.model(**forward_arguments(lm.model, ids, mask))
     assert _hooks(lm.model) == hooks
 
@@ -236,7 +236,7 @@ def test_a_prompt_that_does_not_fit_is_named():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: not enough memory")
 
     lm.model.register_forward_pre_hook(none_left)
-    with pytest.raises(InputError, match="prompt 1 does not fit into memory"):
+    with pytest.raises(InputError, match=r"prompt 1 does not fit into memory"):
         capture(lm, PROMPTS)
 
 
@@ -247,14 +247,14 @@ def test_other_errors_are_not_taken_for_missing_memory():
         raise RuntimeError("shape mismatch")
 
     lm.model.register_forward_pre_hook(broken)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
+    with pytest.raises(RuntimeError, match=r"shape mismatch"):
         capture(lm, PROMPTS)
 
 
 def test_a_model_that_gives_no_numbers_is_refused():
     model = tiny("llama")
     model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(CertificateError, match="finite numbers; those of block 1 are not"):
+    with pytest.raises(CertificateError, match=r"finite numbers; those of block 1 are not"):
         wrap_model(model, tokenizer())
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from zoo import ENDS, KNOWN, PROMPTS, S, VOCABULARY, opened, tiny, tokenizer
 from transformers import GPT2LMHeadModel
+from zoo import ENDS, KNOWN, PROMPTS, VOCABULARY, S, opened, tiny, tokenizer
 
 from lmprobe import capture, generate, read_out, wrap_model
 from lmprobe.certificate import limit_of
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.transformers
 
 FOUR = transformers.__version__.startswith("4.")
 TUPLES_4 = (
-    "gpt2 gpt_neo gptj gpt_neox opt bloom falcon mpt codegen gpt_bigcode granite stablelm phi persimmon nemotron gemma2 "
-    "gemma3_text qwen2_moe opt_350m gemma3n_text"
+    "gpt2 gpt_neo gptj gpt_neox opt bloom falcon mpt codegen gpt_bigcode granite stablelm phi persimmon nemotron "
+    "gemma2 gemma3_text qwen2_moe opt_350m gemma3n_text"
 ).split()
 TUPLES_5 = "gpt_neo gptj bloom falcon mpt codegen".split()
 
@@ -54,7 +54,7 @@ def test_shared_keys_and_values_are_found():
     assert certificate.cached == (not certificate.holds("cache"))
     assert certificate.cached == FOUR
     if FOUR:
-        with pytest.raises(CertificateError, match="must hold for 'cache'.*use_cache=True"):
+        with pytest.raises(CertificateError, match=r"must hold for 'cache'.*use_cache=True"):
             generate(opened("gemma3n_text"), PROMPTS, max_new_tokens=2, use_cache=False)
 
 
@@ -124,7 +124,7 @@ def test_a_bidirectional_model_is_refused():
     lm = wrap_model(transformers.BertLMHeadModel(config), tokenizer())
     assert lm.certificate.check("causal").holds is False
     for refused in (capture, generate):
-        with pytest.raises(CertificateError, match="must hold for 'causal'.*is_decoder"):
+        with pytest.raises(CertificateError, match=r"must hold for 'causal'.*is_decoder"):
             refused(lm, PROMPTS)
 
 
@@ -134,9 +134,9 @@ def test_a_wrong_block_list_is_refused():
     model.halves = torch.nn.ModuleList(layer.self_attn for layer in model.model.layers)
     lm = wrap_model(model, tokenizer(), blocks="halves")
     assert lm.certificate.check("taps").holds is False and lm.certificate.check("read-out").holds is False
-    with pytest.raises(CertificateError, match="must hold for 'taps'.*name the block list"):
+    with pytest.raises(CertificateError, match=r"must hold for 'taps'.*name the block list"):
         capture(lm, PROMPTS)
-    with pytest.raises(CertificateError, match="must hold for 'read-out'"):
+    with pytest.raises(CertificateError, match=r"must hold for 'read-out'"):
         read_out(lm, torch.zeros(1, 64))
 
 
@@ -148,7 +148,7 @@ def test_a_wrong_final_norm_is_found():
 def test_a_model_that_cannot_run_is_refused():
     model = tiny("llama")
     model.model.norm.forward = lambda hidden: hidden[..., :8]
-    with pytest.raises(CertificateError, match="must run a forward pass of 16 tokens; it raised RuntimeError"):
+    with pytest.raises(CertificateError, match=r"must run a forward pass of 16 tokens; it raised RuntimeError"):
         wrap_model(model, tokenizer())
 
 

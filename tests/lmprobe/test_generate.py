@@ -1,4 +1,4 @@
-"""Generation: tokens, entropies and states are those of transformers' own loop and of one pass over the finished text."""
+"""Generation: tokens, entropies and states are those of transformers' own loop and of one pass over the whole text."""
 
 from dataclasses import replace
 
@@ -36,8 +36,8 @@ def theirs(lm, rows, **options):
     lm.model.generation_config.eos_token_id = None
     try:
         return lm.model.generate(
-            ids, max_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=lm.pad_id, return_dict_in_generate=True,
-            output_logits=True, **arguments, **options,
+            ids, max_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=lm.pad_id,
+            return_dict_in_generate=True, output_logits=True, **arguments, **options,
         )  # fmt: skip
     finally:
         lm.model.generation_config.eos_token_id = old
@@ -187,13 +187,22 @@ def test_the_own_text_scored_again_gives_the_entropies_of_the_run():
     np.testing.assert_allclose(again.log_prob, run.log_prob, atol=CLOSE)
 
 
-def test_known_entropies():
-    """A head of zeros is uniform, log V nats; a head times ten thousand is one-hot (gaps of 10 and more), 0 nats."""
-    for factor, expected in ((0.0, np.log(128)), (1e4, 0.0)):
-        lm = replace(wrap_model(tiny("llama", sharpen=factor), tokenizer()), stop_ids=())
-        got = generate(lm, PROMPTS, max_new_tokens=3)
-        np.testing.assert_allclose(got.entropy, expected, atol=1e-3)
-        np.testing.assert_allclose(score(lm, PROMPTS, "w1 w2").entropy, expected, atol=1e-3)
+@pytest.mark.parametrize("kind", ["uniform", "one-hot", "planted"])
+def test_known_entropies(kind):
+    """A head that gives the logits log p whatever the state has entropy H(p) at every step: log V, 0, one between."""
+    model = tiny("llama")
+    head = model.lm_head = torch.nn.Linear(64, 128)
+    p = np.ones(128) if kind == "uniform" else np.arange(128) == 9 if kind == "one-hot" else 0.9 ** np.arange(128)
+    p = p / p.sum()
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.from_numpy(np.log(np.maximum(p, 1e-38))))
+    lm = replace(wrap_model(model, tokenizer()), stop_ids=())
+    expected = -(p * np.log(np.maximum(p, 1e-300))).sum()  # float32 logits: 1e-7 of at most 87
+    np.testing.assert_allclose(generate(lm, PROMPTS, max_new_tokens=3).entropy, expected, atol=1e-5)
+    scores = score(lm, PROMPTS, [9, 3])
+    np.testing.assert_allclose(scores.entropy, expected, atol=1e-5)
+    np.testing.assert_allclose(scores.log_prob, np.log(np.maximum(p, 1e-38))[[9, 3]] * np.ones((4, 1)), atol=1e-4)
 
 
 def test_the_perplexity_of_a_prompt():
@@ -259,9 +268,9 @@ def test_states_at_the_prompts_ends_are_activations():
     assert acts.layers == lm.layers and acts.items == ("a", "b", "c", "d") and acts.n_groups == 4
     for layer in lm.layers:
         np.testing.assert_allclose(acts.values(layer), captured.values(layer), atol=CLOSE)
-    with pytest.raises(InputError, match="no states of 'block 1' were kept; there are none"):
+    with pytest.raises(InputError, match=r"no states of 'block 1' were kept; there are none"):
         run.states("block 1")
-    with pytest.raises(InputError, match="generate with layers='all'"):
+    with pytest.raises(InputError, match=r"generate with layers='all'"):
         generate(lm, PROMPTS, max_new_tokens=1, layers=()).activations()
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from zoo import KNOWN, opened, tiny, tokenizer
 from torch import nn
+from zoo import KNOWN, opened, tiny, tokenizer
 
 from lmprobe import wrap_model
 from lmprobe.sites import find_sites, residual_of, rows_of, unwrap
@@ -46,23 +46,23 @@ def test_names_are_returned_in_the_order_of_the_forward_pass():
 
 @pytest.mark.parametrize("layers", ["block 3", "last", [3], [-1], [True]])
 def test_unknown_names_are_refused(layers):
-    with pytest.raises(InputError, match="no layer .*; this model has embed, block 0 to block 2 and final"):
+    with pytest.raises(InputError, match=r"no layer .*; this model has embed, block 0 to block 2 and final"):
         opened("llama").sites.select(layers)
 
 
 def test_a_model_without_final_norm_has_no_layer_final():
-    with pytest.raises(InputError, match="no final norm"):
+    with pytest.raises(InputError, match=r"no final norm"):
         opened("opt_350m").sites.select("final")
 
 
 def test_overrides_name_modules():
     model = tiny("llama")
     assert find_sites(model, "model.layers", "model.norm") == find_sites(model)
-    with pytest.raises(InputError, match="blocks must name a module; 'model.blocks' does not exist"):
+    with pytest.raises(InputError, match=r"blocks must name a module; 'model.blocks' does not exist"):
         find_sites(model, "model.blocks")
-    with pytest.raises(InputError, match="must name a ModuleList of blocks; 'model.norm' is a LlamaRMSNorm"):
+    with pytest.raises(InputError, match=r"must name a ModuleList of blocks; 'model.norm' is a LlamaRMSNorm"):
         find_sites(model, "model.norm")
-    with pytest.raises(InputError, match="final_norm must name a module"):
+    with pytest.raises(InputError, match=r"final_norm must name a module"):
         find_sites(model, None, "model.no_such")
 
 
@@ -87,12 +87,12 @@ def test_several_residual_streams_are_laid_side_by_side_and_back():
     assert torch.equal(rows[1, 2], torch.cat([hidden[0, 1, 2], hidden[1, 1, 2]]))
     assert torch.equal(residual_of(rows, 2), hidden)
     assert rows_of(hidden[0]) is not None and torch.equal(residual_of(hidden[0], 1), hidden[0])
-    with pytest.raises(CertificateError, match="3 or 4 axes"):
+    with pytest.raises(CertificateError, match=r"3 or 4 axes"):
         rows_of(hidden[0, 0])
 
 
 def test_block_outputs_are_unwrapped():
     state = torch.zeros(1, 2, 3)
     assert unwrap(state) is state and unwrap((state, None)) is state
-    with pytest.raises(CertificateError, match="got dict"):
+    with pytest.raises(CertificateError, match=r"got dict"):
         unwrap({"hidden_states": state})

@@ -96,7 +96,9 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     """
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, str) or value is None or isinstance(value, bool):
+    if isinstance(value, str):
+        return str(value)
+    if value is None or isinstance(value, bool):
         return value
     if hasattr(value, "tolist"):
         return plain(value.tolist())

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 # The core, in the order data flow; a module imports only from its own stage and from those before it.
 STAGES = (
-    ("errors", "seeds", "validation"),
+    ("errors", "seeds", "validation", "devices"),
     ("provenance", "results", "progress"),
     ("activations", "splits", "store", "runs"),
     ("stats",),
@@ -40,7 +40,7 @@ STAGES = (
 BACKWARDS = {("probecore.results", "probecore.report.text"), ("probecore.results", "probecore.report.html")}
 # What the backends do to come to activations; it knows none of the analyses that start from them.
 BEFORE_ACTIVATIONS = {
-    "codecprobe": {"audio", "acoustics", "corpora", "codecs", "tokenization", "dataset", "represent"},
+    "codecprobe": {"audio", "acoustics", "corpora", "codecs", "tokenization", "dataset", "representation"},
     "lmprobe": {
         "capture", "certificate", "fingerprint", "generate", "inputs", "loading", "models", "organisms", "prompts",
         "readout", "sites", "taps",

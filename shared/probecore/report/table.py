@@ -22,6 +22,7 @@ NONE = "—"
 MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 RATES = ("accuracy", "auc", "auroc", "chance", "precision", "recall", "selectivity", "share")
 HEADINGS = {
+    "accuracy_utterance": "Utterance split",
     "ci": "{level} CI",
     "n": "n",
     "p": "p",

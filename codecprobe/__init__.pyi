@@ -9,6 +9,8 @@ from .corpora.librispeech import read_librispeech
 from .corpora.manifest import read_manifest
 from .corpora.registry import open_corpus
 from .dataset import load_tokenized, save_tokenized, to_dataset
+from .representation import Windows, cut_windows, represent
+from .speaker import speaker_probe
 from .tokenization import TokenizedCorpus, tokenize
 
 __all__ = [
@@ -21,8 +23,10 @@ __all__ = [
     "Phone",
     "Problem",
     "TokenizedCorpus",
+    "Windows",
     "band_edge_hz",
     "check_codec",
+    "cut_windows",
     "embedded_corpus",
     "load_tokenized",
     "open_codec",
@@ -31,8 +35,10 @@ __all__ = [
     "read_folder",
     "read_librispeech",
     "read_manifest",
+    "represent",
     "resample",
     "save_tokenized",
+    "speaker_probe",
     "to_dataset",
     "tokenize",
 ]

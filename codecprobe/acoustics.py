@@ -5,11 +5,20 @@ filters stop at 5.5 kHz, so that the coding history of a file (band limits of MP
 speaker.
 """
 
+from collections.abc import Sequence
+from importlib.metadata import version
+
 import numpy as np
 from numpy.typing import NDArray
 
+from codecprobe.corpora.corpus import Clip
+from probecore.progress import progress
+from probecore.provenance import digest
+from probecore.store import ArrayCache
+
 MEL_TOP_HZ = 5500.0
 BASELINES = ("clip length", "energy", "MFCC")
+KEY = 1  # raise when the same window would be described by other numbers
 _FLOOR = 1e-10
 
 
@@ -49,3 +58,25 @@ def mfcc(window: NDArray[np.floating], sample_rate_hz: int) -> NDArray[np.float6
     )  # fmt: skip
     coefficients = librosa.feature.mfcc(S=np.log(power + _FLOOR), n_mfcc=20)[1:]
     return np.concatenate([coefficients.mean(axis=1), coefficients.std(axis=1)])
+
+
+def of_windows(
+    clips: Sequence[Clip], window_s: float, cache: ArrayCache, *, quiet: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return energy (clips, 2) and MFCC (clips, 38) of the first `window_s` seconds of each clip.
+
+    What was computed before is read from the cache, by the content of the audio.
+    """
+    made_by = f"{KEY} {window_s:g} librosa {version('librosa')} numpy {version('numpy')}"
+    levels, cepstra = [], []
+    for clip in progress(clips, "energy and MFCC", quiet=quiet):
+        key = digest("acoustics", clip.content_hash(), made_by)
+        known = cache.get(key)
+        if known is None:
+            audio = clip.read()
+            window = audio.samples[: round(window_s * audio.sample_rate_hz)]
+            known = {"energy": energy(window, audio.sample_rate_hz), "mfcc": mfcc(window, audio.sample_rate_hz)}
+            cache.put(key, known)
+        levels.append(known["energy"])
+        cepstra.append(known["mfcc"])
+    return np.stack(levels), np.stack(cepstra)

@@ -88,17 +88,11 @@ def represent(windows: Windows, codec: Codec, features: str = "embedding") -> Ac
     raise InputError(f"features must be one of {', '.join(FEATURES)}; got {features!r}")
 
 
-def baselines(windows: Windows, audio: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Activations:
-    """Return the activations of what needs no codec: clip length, energy and MFCC of the same windows.
-
-    audio : (energy, mfcc) of each window, as `acoustics` computes them.
-    """
-    columns = (
-        [acoustics.clip_length(duration) for duration in windows.durations_s],
-        [level for level, _ in audio],
-        [cepstrum for _, cepstrum in audio],
-    )
-    return _activations(windows, acoustics.BASELINES, lambda k: np.stack(columns[k]), "baseline")
+def baselines(windows: Windows, energy: NDArray[np.float64], mfcc: NDArray[np.float64]) -> Activations:
+    """Return the activations of what needs no codec: clip length, and energy and MFCC of the same windows."""
+    lengths = np.stack([acoustics.clip_length(duration) for duration in windows.durations_s])
+    values = (lengths, energy, mfcc)
+    return _activations(windows, acoustics.BASELINES, lambda k: values[k], "baseline")
 
 
 def histogram(codes: Sequence[NDArray[np.int64]], layer: int, size: int) -> NDArray[np.float64]:

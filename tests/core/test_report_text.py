@@ -234,13 +234,14 @@ def test_how_it_was_made_names_hashes_and_the_certificate() -> None:
             "codec": {"name": "embedded", "hash": "ab", "certificate": {"batch": True, "lens": {"passed": False}}},
             "models": [{"name": "org/a", "revision": "r1"}, {"name": "org/b", "revision": "r2"}],
             "speakers": ["s1", "s2", "s3", "s4", "s5"],
-            "alpha": 0.1234567,
+            "settings": {"split": "session", "window_s": 3.0, "permutations": 999, "strict": True},
             "nothing": None,
         }
     )
     assert made == (
         "Made by: seed 1; torch 2.11.0; codec embedded (hash ab, certificate: 1 of 2 checks passed (not: lens)); "
-        "model org/a (revision r1); model org/b (revision r2); 5 speakers; alpha 0.123457."
+        "model org/a (revision r1); model org/b (revision r2); 5 speakers; "
+        "settings: split session, window 3 s, permutations 999, strict True."
     )
     assert describe({}) == ""
     assert describe({"certificate": {"summary": "all well"}}) == "Made by: certificate: all well."

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from probecore.report.table import Column, Table, format_table
+from probecore.report.table import UNITS, Column, Table, format_table
 from probecore.results import Result
 
 WIDEST = 120
@@ -63,7 +63,8 @@ def _fact(name: str, fact: Any) -> list[str]:  # noqa: ANN401
         own = [part for key, value in fact.items() if key != "name" for part in _fact(key.replace("_", " "), value)]
         return [f"{name} {fact['name']}" + (f" ({', '.join(own)})" if own else "")]
     if isinstance(fact, Mapping):
-        return [part for key, value in fact.items() for part in _fact(f"{name} {key}".replace("_", " "), value)]
+        own = [part for key, value in fact.items() for part in _fact(key.replace("_", " "), value)]
+        return [f"{name}: {', '.join(own)}"] if own else []
     if isinstance(fact, (list, tuple)) and fact:
         if all(isinstance(value, Mapping) and "name" in value for value in fact):
             return [part for value in fact for part in _fact(name.removesuffix("s"), value)]
@@ -71,7 +72,10 @@ def _fact(name: str, fact: Any) -> list[str]:  # noqa: ANN401
         return [f"{name} {', '.join(map(str, fact))}" if few else f"{len(fact)} {name}"]
     if fact is None or (isinstance(fact, (str, list, tuple)) and not fact):
         return []
-    return [f"{name} {fact:.6g}" if isinstance(fact, float) else f"{name} {fact}"]
+    words, last = name.rsplit(" ", 1) if " " in name else (name, "")
+    if isinstance(fact, (int, float)) and not isinstance(fact, bool):
+        return [f"{words} {fact:.10g} {UNITS[last]}" if last in UNITS else f"{name} {fact:.10g}"]
+    return [f"{name} {fact}"]
 
 
 def _certificate(certificate: Any) -> str:  # noqa: ANN401

@@ -24,6 +24,8 @@ from .geometry import (
     subspace_overlap,
     two_nn,
 )
+from .probes.controls import Selectivity, selectivity, with_baselines
+from .probes.description_length import DescriptionLength, description_length
 from .probes.design import Design
 from .probes.layers import probe_layers
 from .probes.linear import LinearProbe, LinearProbeRegressor
@@ -64,6 +66,7 @@ __all__ = [
     "ArrayCache",
     "CertificateError",
     "ContrastiveSVD",
+    "DescriptionLength",
     "Design",
     "DesignError",
     "Direction",
@@ -84,6 +87,7 @@ __all__ = [
     "ProbeSpec",
     "Result",
     "RunFolder",
+    "Selectivity",
     "Stability",
     "VarianceRatio",
     "Welch",
@@ -97,6 +101,7 @@ __all__ = [
     "contrastive_svd",
     "cosine_interval",
     "covariance_spectrum",
+    "description_length",
     "dimensions",
     "direction",
     "direction_stability",
@@ -123,6 +128,7 @@ __all__ = [
     "project_out",
     "rarefied",
     "save_activations",
+    "selectivity",
     "sign_flip_test",
     "stratified_folds",
     "subspace_overlap",
@@ -131,4 +137,5 @@ __all__ = [
     "variance_ratio",
     "welch",
     "wilson_interval",
+    "with_baselines",
 ]

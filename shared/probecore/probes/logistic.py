@@ -77,11 +77,11 @@ def fit_logistic(
     Raises `ProbeError` when a labelling does not converge.
     """
     n, r = features.shape
-    weight = torch.ones(n, dtype=features.dtype) if weights is None else weights.to(features.dtype)
+    weight = features.new_ones(n) if weights is None else weights.to(features)
     onehot = one_hot(labels.long(), n_classes).to(features.dtype)
     count = (weight[:, None, None] * onehot).sum(0)
     width = 1 if n_classes == 2 else n_classes
-    w = torch.zeros(r + 1, labels.shape[1], width, dtype=features.dtype)
+    w = features.new_zeros(r + 1, labels.shape[1], width)
     fitted = (count > 0).sum(1) > 1
     family: _Binary | _Softmax
     if n_classes == 2:
@@ -143,9 +143,9 @@ class _Softmax:
 def _newton(features: Tensor, family: _Binary | _Softmax, start: Tensor, alpha: float, tol: float) -> Tensor:
     """Return the optima (r + 1, P, k), intercept last, from `start`."""
     n, r = features.shape
-    design = torch.cat([features, torch.ones(n, 1, dtype=features.dtype)], 1)
+    design = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     back = design.T.contiguous()
-    penalty = torch.full((r + 1, 1, 1), alpha, dtype=features.dtype)
+    penalty = features.new_full((r + 1, 1, 1), alpha)
     penalty[r] = 0
     power = design.square().sum(0)[:, None, None]
     # the gradient of w_j is a sum over items: below its rounding error there is nothing left to gain
@@ -158,7 +158,7 @@ def _newton(features: Tensor, family: _Binary | _Softmax, start: Tensor, alpha: 
     def curve(family: _Binary | _Softmax, p: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda v: times(back, family.curve(p, times(design, v))) + penalty * v
 
-    out, active, w = start.clone(), torch.arange(start.shape[1]), start
+    out, active, w = start.clone(), torch.arange(start.shape[1], device=start.device), start
     f = times(design, w)
     for _ in range(MAX_NEWTON):
         p = family.probability(f)
@@ -232,7 +232,7 @@ def _armijo(
     def objective(t: Tensor) -> Tensor:
         return family.loss(f + t * df) + (penalty * (w + t * step).square()).sum((0, 2)) / 2
 
-    t = torch.ones(1, len(slope), 1, dtype=f.dtype)
+    t = f.new_ones(1, len(slope), 1)
     start = objective(torch.zeros_like(t))
     for _ in range(40):
         bad = objective(t) > start + 1e-4 * t[0, :, 0] * slope + 1e-12 * start.abs()

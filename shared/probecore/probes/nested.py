@@ -78,7 +78,7 @@ def nested_ridge(
         decision = torch.cat(parts, 1)
         decisions.append(decision if n_classes > 2 else decision[..., 0])
         chosen.append(torch.cat(picks))
-    return decisions, torch.stack(chosen).numpy()
+    return decisions, torch.stack(chosen).cpu().numpy()
 
 
 def inner_errors(fold: Coordinates, centred: Tensor, grid: Tensor, criterion: str, groups: Tensor | None) -> Tensor:
@@ -103,7 +103,9 @@ def inner_errors(fold: Coordinates, centred: Tensor, grid: Tensor, criterion: st
             for block in blocks:
                 u = fold.left[block]
                 hat = (u * shrink) @ u.T + 1 / n
-                left_out[block] = torch.linalg.solve(torch.eye(len(block), dtype=y.dtype) - hat, residual[block])
+                left_out[block] = torch.linalg.solve(
+                    torch.eye(len(block), dtype=y.dtype, device=y.device) - hat, residual[block]
+                )
         errors.append(left_out.square().mean(0).unflatten(0, (-1, c)).sum(-1))
     return torch.stack(errors)
 
@@ -120,8 +122,8 @@ def ridge_targets(labels: Tensor, n_classes: int) -> Tensor:
 def penalty_grid(fold: Coordinates, alphas: Sequence[float] | None) -> Tensor:
     """Return the penalties to choose from, (alphas,)."""
     if alphas is None:
-        return torch.tensor(GRID, dtype=torch.float64) * fold.penalty("trace")
-    grid = torch.tensor(list(alphas), dtype=torch.float64)
+        return torch.tensor(GRID, dtype=torch.float64, device=fold.left.device) * fold.penalty("trace")
+    grid = torch.tensor(list(alphas), dtype=torch.float64, device=fold.left.device)
     if len(grid) == 0 or not bool(((grid > 0) & torch.isfinite(grid)).all()):
         raise InputError(f"alphas must be positive numbers; got {list(alphas)}")
     return grid

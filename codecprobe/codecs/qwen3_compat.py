@@ -54,6 +54,7 @@ def load_tokenizer(source: str | Path, device: torch.device) -> Any:  # noqa: AN
     """
     import_qwen_tts()
     from qwen_tts import Qwen3TTSTokenizer
+    from safetensors import SafetensorError
 
     settings: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     if _mimi_is_split():
@@ -67,7 +68,7 @@ def load_tokenizer(source: str | Path, device: torch.device) -> Any:  # noqa: AN
             f"transformers {version('transformers')} has taken the model type of qwen-tts {QWEN_TTS_VERSION}: "
             "install transformers 4.57.3, or 5.15 to 5.23"
         ) from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{source}: cannot be loaded: {_first_line(error)}") from error
     tokenizer.model.eval().requires_grad_(False)
     if _is_version_5():

@@ -9,9 +9,10 @@ of its own (layer 0 is *not* the start of the chain of layers 1 to 15):
     E_k[j]        = embed_sum_k[j] / max(cluster_usage_k[j], 1e-5)
     decoder's input = sum_k C_k,   C_0 = O_sem E'_0[c_0],   C_k = O_ac E'_k[c_k]       (512-d, E' the decoder's tables)
 
-Always float32. Every clip is padded to whole frames here, because the released code pads inside its convolutions when a
-clip is alone and outside them when it is not, and the last frame differs. On a CPU clips are encoded one by one; on a
-GPU in batches, where kernels may differ with the batch: the certificate says how many codes agreed.
+Always float32. Every clip is padded to whole frames here, because the released code pads inside its convolutions when
+a clip is alone and outside them when it is not, and the last frame differs. On a CPU clips are encoded one by one,
+because matrix products of another shape round otherwise and a near tie flips now and then; on a GPU they are encoded in
+batches, and the certificate says how many codes agreed.
 
 Source: qwen-tts 0.1.1 (modeling_qwen3_tts_tokenizer_v2.py), transformers 4.57.3 (modeling_mimi.py).
 """
@@ -331,4 +332,5 @@ def _without_volatile(value: Any) -> Any:  # noqa: ANN401
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    """Return a copy: what a caller does with it cannot reach the model."""
+    return np.array(tensor.detach().cpu().numpy(), order="C")

@@ -12,8 +12,9 @@ from probecore.probes.design import Design
 from probecore.probes.intervals import Resampling
 from probecore.probes.permutation import Labelings
 from probecore.probes.scores import confusion
+from probecore.probes.selection import select_layer
 from probecore.probes.solvers import ProbeSpec
-from probecore.results import Figure, Result, Row
+from probecore.results import Figure, Result, Row, plain
 from probecore.splits import Folds
 from probecore.stats.bootstrap import t_p_value, t_quantile
 
@@ -82,6 +83,29 @@ class ProbeResult:
         p = t_p_value(difference / error, plan.freedom) if error > 0 else float(difference == 0)
         row |= {"difference": difference, "ci_low": difference - half, "ci_high": difference + half, "p_value": p}
         return row | {"n_clusters": len(plan.strata), "interval": plan.method}
+
+    def best_layer(self) -> Row:
+        """Return the best layer with the score of a nested choice, not the maximum over layers; probes are run again.
+
+        The interval is that of the chosen layer around the nested score; p is the smallest adjusted p (max-T), which
+        tests whether any layer carries the label. `chosen_in_folds` is the share of outer folds with the same choice.
+        """
+        alive = [i for i, row in enumerate(self.rows) if row[self.score] is not None]
+        row: Row = {"layer": None, self.score: None, "ci_low": None, "ci_high": None, "chance": None, "p_value": None}
+        if not alive or self.folds is None or self.read is None or self.resampling is None:
+            return row | {"p_note": self.rows[0]["p_note"]}
+        picked = select_layer([self.layers[i] for i in alive], self.read, self.design, self.folds, self.probe)
+        best = alive[picked.best]
+        low, high = self.resampling.interval(
+            picked.score, self.resampled[best], share=not self.design.real, n_items=self.design.n_items
+        )
+        ps = [self.rows[i]["p_adjusted"] for i in alive if self.rows[i]["p_adjusted"] is not None]
+        row |= {"layer": self.layers[best], self.score: picked.score, "ci_low": low, "ci_high": high}
+        row |= {"chance": self.rows[best]["chance"], "p_value": min(ps, default=None)}
+        row |= {"plain_maximum": float(picked.plain.max()), "n_layers": len(alive)}
+        row |= {"chosen_in_folds": float(np.mean([layer == picked.best for layer in picked.chosen]))}
+        fixed: Row = plain(row | {"n_items": self.design.n_items, "p_note": self.rows[best]["p_note"]})
+        return fixed
 
     def to_result(
         self,

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import altair as alt
 
 from probecore.errors import InputError, shorten
-from probecore.report.table import format_number, places_for
+from probecore.report.table import format_number, heading, places_for
 from probecore.results import Row
 
 Chart: TypeAlias = Any  # altair's charts share no base class that a type checker can use
@@ -23,7 +23,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 GREY = "#666666"
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
-PANEL_HEIGHT = 250
+PANEL_HEIGHT = 270
 
 
 def layer_profile(
@@ -72,7 +72,7 @@ def layer_profile(
     up = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=zero))
     colour = _colour(layered)
     base = alt.Chart().transform_filter("isValid(datum.x)")
-    width = max(360 if facet is None else 240, 22 * len(short))
+    width = max(440 if facet is None else 240, 22 * len(short))
     parts = [base.mark_area(opacity=0.15).encode(along, alt.Y("low:Q", title=y_title), alt.Y2("high:Q"), colour)]
     if any(record["chance"] is not None for record in records):
         dashed = base.mark_line(strokeDash=[6, 4], strokeWidth=1.2, color=GREY)
@@ -116,19 +116,26 @@ def lines(
     ]
     whole = all(isinstance(record["x"], int) for record in records)
     along = alt.X(
-        "x:Q", title=x_title or x, axis=alt.Axis(tickMinStep=1) if whole else alt.Axis(), scale=_tight(records)
+        "x:Q",
+        title=x_title or heading((x,)),
+        axis=alt.Axis(tickMinStep=1) if whole else alt.Axis(),
+        scale=_tight(records),
     )
-    up = alt.Y("y:Q", title=y_title or y, scale=alt.Scale(zero=zero))
+    up = alt.Y("y:Q", title=y_title or heading((y,)), scale=alt.Scale(zero=zero))
     colour = _colour(records)
     base = alt.Chart()
-    parts = [base.mark_area(opacity=0.15).encode(along, alt.Y("low:Q", title=y_title or y), alt.Y2("high:Q"), colour)]
+    parts = [
+        base.mark_area(opacity=0.15).encode(
+            along, alt.Y("low:Q", title=y_title or heading((y,))), alt.Y2("high:Q"), colour
+        )
+    ]
     parts.append(base.mark_line(strokeWidth=2).encode(along, up, colour))
     if reference is not None:
         parts.append(base.mark_rule(strokeDash=[6, 4], color=GREY).encode(alt.YDatum(reference)))
     if len({record["x"] for record in records}) <= 12:
         parts.append(base.mark_point(size=40, filled=True, opacity=1).encode(along, up, colour))
     legend = [_interval_words(rows) if any(r["low"] is not None for r in records) else ""]
-    return _panels(parts, records, facet, columns, 420 if facet is None else 260, PANEL_HEIGHT, title, legend)
+    return _panels(parts, records, facet, columns, 440 if facet is None else 260, PANEL_HEIGHT, title, legend)
 
 
 def scatter(
@@ -161,8 +168,8 @@ def scatter(
         alt.Chart()
         .mark_point(size=46, opacity=0.75, filled=True)
         .encode(
-            alt.X("x:Q", title=x_title or x, scale=alt.Scale(zero=False)),
-            alt.Y("y:Q", title=y_title or y, scale=alt.Scale(zero=False)),
+            alt.X("x:Q", title=x_title or heading((x,)), scale=alt.Scale(zero=False)),
+            alt.Y("y:Q", title=y_title or heading((y,)), scale=alt.Scale(zero=False)),
             colour,
             shape,
             tooltip=["item:N", "series:N"],
@@ -211,11 +218,16 @@ def heatmap(
         alt.Chart()
         .mark_rect(invalid="filter")
         .encode(
-            alt.X("x:O", sort=list(across.values()), title=x_title or x, axis=alt.Axis(labelAngle=_angle(across))),
-            alt.Y("y:O", sort=list(down.values()), title=y_title or y, axis=alt.Axis(labelLimit=260)),
+            alt.X(
+                "x:O",
+                sort=list(across.values()),
+                title=x_title or heading((x,)),
+                axis=alt.Axis(labelAngle=_angle(across)),
+            ),
+            alt.Y("y:O", sort=list(down.values()), title=y_title or heading((y,)), axis=alt.Axis(labelLimit=260)),
             alt.Color(
                 "value:Q",
-                title=value_title or value,
+                title=value_title or heading((value,)),
                 scale=alt.Scale(scheme=scheme, domain=ends),
                 legend=alt.Legend(orient="right", gradientLength=min(180, max(80, side * len(down)))),
             ),
@@ -271,7 +283,7 @@ def bars_with_intervals(
     row_height = 14 * max(1, len(names)) + 12
     down = alt.Y("label:N", sort=labels, title=label_title or None, axis=alt.Axis(labelLimit=300))
     split = [alt.YOffset("series:N", sort=names, scale=alt.Scale(paddingInner=0.25))] if len(names) > 1 else []
-    axis = value_title or value
+    axis = value_title or heading((value,))
     base = alt.Chart()
     bar = base.mark_bar(opacity=0.35).encode(
         alt.X("value:Q", title=axis, axis=alt.Axis(tickCount=6)), alt.X2("reference:Q"), down, *split, _colour(records)
@@ -283,7 +295,7 @@ def bars_with_intervals(
     legend = [_interval_words(rows, "whisker") if any(r["low"] is not None for r in records) else ""]
     height = row_height * len(labels)
     return _panels(
-        [bar, zero, whisker, point], records, facet, columns, 380 if not facet else 260, height, title, legend
+        [bar, zero, whisker, point], records, facet, columns, 400 if not facet else 260, height, title, legend
     )
 
 

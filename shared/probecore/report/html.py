@@ -130,7 +130,7 @@ def page(result: Result, svgs: Mapping[str, str]) -> str:
     """Return the self-contained page: figures first met after the table, then notes and how it was made."""
     title = escape(result.title or result.kind)
     parts = [f"<h1>{title}</h1>", f'<p class="kind">{escape(result.kind)}</p>']
-    parts.append(_table(format_table(result.rows, result.columns)))
+    parts.append(_table(format_table(result.shown, result.columns)))
     if result.notes:
         parts += ["<h2>Notes</h2>", "<ul>", *(f"<li>{escape(note)}</li>" for note in result.notes), "</ul>"]
     if result.figures:
@@ -157,7 +157,10 @@ def _table(table: Table) -> str:
     lines = [f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>']
     for row in range(table.n_rows):
         start = ' class="start"' if row in table.starts[1:] else ""
-        cells = "".join(f'<td class="{c.kind}">{escape(c.cells[row])}</td>' for c in table.columns)
+        shown = [column.cells[row] for column in table.columns]
+        if table.repeats(row):
+            shown[0] = ""
+        cells = "".join(f'<td class="{c.kind}">{escape(s)}</td>' for c, s in zip(table.columns, shown, strict=True))
         lines.append(f"<tr{start}>{cells}</tr>")
     lines.append("</tbody></table></div>")
     if table.footnotes:

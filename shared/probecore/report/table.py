@@ -33,6 +33,7 @@ HEADINGS = {
     "cohen_d": "Cohen's d",
     "cohens_d": "Cohen's d",
     "hedges_g": "Hedges' g",
+    "null": "Null range",
     "q_value": "q",
     "r2": "R²",
 }
@@ -58,6 +59,11 @@ class Table:
     n_rows: int
     starts: tuple[int, ...]
     footnotes: tuple[tuple[str, str], ...]
+
+    def repeats(self, row: int) -> bool:
+        """Tell whether a row's first cell says again, inside one block, what the row above says."""
+        first = self.columns[0]
+        return first.kind == "text" and row not in self.starts and first.cells[row] == first.cells[row - 1]
 
 
 def format_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> Table:
@@ -135,7 +141,7 @@ def places_for(values: Iterable[float]) -> int | None:
 
 def _scalar_keys(rows: Sequence[Row]) -> list[str]:
     keys = dict.fromkeys(key for row in rows for key in row)
-    hidden = {key for key in keys if key.endswith("_note") or key == "ci_level"}
+    hidden = {key for key in keys if key.endswith("_note") or key in ("ci_level", "detail")}
     nested = {key for key in keys if any(isinstance(row.get(key), (dict, list)) for row in rows)}
     return [key for key in keys if key not in hidden | nested]
 

@@ -21,7 +21,7 @@ GAP = "  "
 def render(result: Result, width: int | None = None) -> str:
     """Return the whole text of a result; `width` in characters, by default that of the terminal up to 120."""
     width = min(width or terminal_width(), WIDEST)
-    table = format_table(result.rows, result.columns)
+    table = format_table(result.shown, result.columns)
     lines = _wrapped(result.title or result.kind, width)
     lines += [""] + (_lines(table, width) if table.n_rows else ["(no rows)"])
     lines += [line for mark, text in table.footnotes for line in _wrapped(text, width, first=f"{mark} ", rest="  ")]
@@ -118,8 +118,8 @@ def _lines(table: Table, width: int) -> list[str]:
         if row in table.starts[1:]:
             lines.append("")
         shown = [column.cells[row] for column in columns]
-        if columns[0].kind == "text" and row not in table.starts and row and columns[0].cells[row - 1] == shown[0]:
-            shown[0] = ""  # a block's name is said once
+        if table.repeats(row):
+            shown[0] = ""
         broken = [
             textwrap.wrap(cell, w) or [""] if len(cell) > w else [cell] for cell, w in zip(shown, widths, strict=True)
         ]

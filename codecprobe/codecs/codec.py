@@ -67,8 +67,15 @@ class Codes:
 class Codec(Protocol):
     """What an adapter provides. Waveforms are checked by `check_waveform`, codes by `check_codes`."""
 
-    info: CodecInfo
-    certificate: Mapping[str, Any]
+    @property
+    def info(self) -> CodecInfo:
+        """Facts about the codec."""
+        ...
+
+    @property
+    def certificate(self) -> Mapping[str, Any]:
+        """What was checked when it was opened, in JSON types; `device` says where it runs."""
+        ...
 
     def encode(self, waveforms: Sequence[Waveform]) -> list[Codes]:
         """Encode clips; each clip's codes equal those of encoding it alone."""

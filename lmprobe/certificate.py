@@ -200,7 +200,8 @@ def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, c
 
     handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(sites.blocks)]
     try:
-        arguments = forward_arguments(model, ids, mask, use_cache=cached, output_hidden_states=True)
+        shown = {"output_hidden_states": True} if accepts(model, "output_hidden_states", passed_on=True) else {}
+        arguments = forward_arguments(model, ids, mask, use_cache=cached, **shown)
         with torch.no_grad(), tapped(sites, ("embed",), lambda _, hidden: entry.append(hidden.clone())):
             out = model(**arguments)
     finally:

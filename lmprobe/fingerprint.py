@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probecore.errors import InputError
 from probecore.provenance import digest, digest_of_record
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return the hash of a model's saved tensors; a tensor shared by several names counts under the first of them."""
+    """Return the hash of a model's saved tensors; a tensor shared by several names counts under the first of them.
+
+    Raises `InputError` for a model whose weights are not in memory.
+    """
     tensors: dict[tuple[int, tuple[int, ...]], tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict().items():
+        if getattr(tensor, "is_meta", False):
+            raise InputError(f"weights must be in memory; {name} is not: load the model without offloading")
         if isinstance(tensor, Tensor):  # a quantised model also saves settings
             tensors.setdefault((tensor.data_ptr(), tuple(tensor.shape)), (name, tensor))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -82,9 +82,10 @@ def forward_arguments(
     return arguments
 
 
-def accepts(model: nn.Module, argument: str) -> bool:
-    """Tell whether the forward pass of a model takes an argument by name."""
-    return argument in inspect.signature(model.forward).parameters
+def accepts(model: nn.Module, argument: str, *, passed_on: bool = False) -> bool:
+    """Tell whether the forward pass of a model takes an argument by name (or, with `passed_on`, among its **kwargs)."""
+    parameters = inspect.signature(model.forward).parameters
+    return argument in parameters or (passed_on and any(p.kind is p.VAR_KEYWORD for p in parameters.values()))
 
 
 def device_of(model: Any) -> torch.device:  # noqa: ANN401

@@ -1,8 +1,9 @@
 """Score: what a model expects of given text, read in one forward pass without choosing anything.
 
 Conventions. Entropies and log-probabilities are in nats, float64, of the raw next-token distribution. Row i of
-`Scores.entropy` starts with the distribution at the end of prompt i (before the first scored token is seen). Logits are
-reduced row by row; (batch, time, vocabulary) is held in the model's own dtype only, never in float64.
+`Scores.entropy` starts with the distribution at the end of prompt i (before the first scored token is seen). Rows are
+padded on the left, so that what is scored lies at the end of every row and the head runs on nothing else, and logits
+are reduced row by row: (batch, time, vocabulary) is held in the model's own dtype only, never in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lmprobe.capture import model_record
 from lmprobe.generate import continuation_ids
-from lmprobe.inputs import Progress, forward_arguments, length_batches, pad, run_batches
+from lmprobe.inputs import Progress, accepts, forward_arguments, length_batches, pad, run_batches
 from lmprobe.models import LanguageModel, Prompt, Template
 from probecore.errors import InputError
 from probecore.validation import at_least
@@ -104,15 +105,19 @@ def _scan(
     """Call `keep(i, entropies, log-probabilities)` with those of tokens starts[i], starts[i] + 1, ... of every row."""
     lm.certificate.require("causal")
     budget = min(at_least(batch_tokens, 1, "batch_tokens"), max(1, LOGITS_AT_ONCE // lm.vocabulary))
-    padded = lm.certificate.holds("right padding")
+    padded = lm.certificate.holds("left padding")
+    selects = accepts(lm.model, "logits_to_keep")
 
     def run(batch: NDArray[np.int64]) -> None:
-        ids, mask = pad([rows[i] for i in batch], lm.pad_id, "right")
+        ids, mask = pad([rows[i] for i in batch], lm.pad_id, "left")
+        n_scored = [len(rows[i]) - starts[i] for i in batch.tolist()]
+        last = {"logits_to_keep": max(n_scored) + 1} if selects else {}
         with torch.no_grad():
-            logits = lm.model(**forward_arguments(lm.model, ids, mask, use_cache=lm.certificate.cached)).logits
-            for k, i in enumerate(batch.tolist()):
-                tokens = ids[k, starts[i] : len(rows[i])]
-                keep(i, *_measure(logits[k, starts[i] - 1 : len(rows[i]) - 1], tokens, i))
+            arguments = forward_arguments(lm.model, ids, mask, use_cache=lm.certificate.cached, **last)
+            logits = lm.model(**arguments).logits
+            for k, (i, n) in enumerate(zip(batch.tolist(), n_scored, strict=True)):
+                end = logits.shape[1] - 1  # the last logits are about what follows the text
+                keep(i, *_measure(logits[k, end - n : end], ids[k, ids.shape[1] - n :], i))
 
     lengths = [len(row) for row in rows]
     run_batches(length_batches(lengths, 1 if deterministic else budget, padded=padded), run, len(rows), progress)

@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+
 from probecore.errors import DesignError, InputError
 from probecore.probes.design import Design
 from probecore.probes.permutation import draw_labelings
@@ -129,7 +130,9 @@ def test_real_labels_are_exchanged_with_their_mirror_counted_once():
     assert Design.of([1.0, 2.0, 4.0, 8.0], real=True).n_labelings == 24
     assert Design.of([1.0, 2.0, 3.0, 4.0], real=True).n_labelings == 12
     labelings = draw_labelings(Design.of([1.5, 2.0, 4.0, 8.0], real=True), 99, level=1.0)
-    assert labelings.exhaustive and labelings.values.shape == (4, 24) and labelings.values[:, 0].tolist() == [1.5, 2, 4, 8]
+    assert (
+        labelings.exhaustive and labelings.values.shape == (4, 24) and labelings.values[:, 0].tolist() == [1.5, 2, 4, 8]
+    )
 
 
 def test_frozen_stratified_folds_with_a_free_exchange_raise():

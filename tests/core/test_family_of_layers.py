@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from reference.nulls import band
+
 from probecore.probes.design import Design
 from probecore.probes.layers import probe_layers
 from probecore.probes.permutation import draw_labelings
@@ -13,7 +15,6 @@ from probecore.probes.solvers import ProbeSpec
 from probecore.splits import group_folds
 from probecore.stats.multiple import benjamini_hochberg
 from probecore.stats.permutation import max_t, p_value
-from reference.nulls import band
 
 SPEAKER, D, LAYERS = np.repeat(np.arange(10), 5), 64, 28
 FOLDS = group_folds(SPEAKER, 5)
@@ -38,7 +39,9 @@ def chain(rng, correlation, y, effects):
 def margins(rng, correlation, effects, m, seed):
     y = labels(rng)
     values = torch.tensor(draw_labelings(Design.of(y, SPEAKER), m, seed=seed).values, dtype=torch.float64)
-    operator = ridge_operator(torch.tensor(chain(rng, correlation, y, effects)), FOLDS.pairs, alpha=float(D), standardize="none")
+    operator = ridge_operator(
+        torch.tensor(chain(rng, correlation, y, effects)), FOLDS.pairs, alpha=float(D), standardize="none"
+    )
     rows = torch.tensor(np.concatenate(FOLDS.tests()))
     return score_two_classes(operator @ (2 * values - 1), values[rows]).margin.numpy()
 

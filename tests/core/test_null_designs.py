@@ -7,10 +7,10 @@ nothing about the label. 400 nulls of 199 permutations: binomial band .03 to .07
 
 import numpy as np
 import pytest
+from reference.nulls import band, rejections
 
 from probecore.probes.design import Design
 from probecore.splits import group_folds, item_folds
-from reference.nulls import band, rejections
 
 D, SPEAKER, CHAPTER = 64, np.repeat(np.arange(10), 10), np.repeat(np.arange(20), 5)
 TEMPLATE, ITEM = np.repeat(np.arange(5), 20), np.tile(np.arange(20), 5)
@@ -97,14 +97,18 @@ NAIVE = {
 def test_naive_procedures_reject_too_often(name):
     features, labels, groups, design_of, at_least = NAIVE[name]
     folds = item_folds(100, 5) if groups is None else group_folds(groups, 5)
-    by_accuracy, by_margin, _ = rejections(features, labels, design_of, folds, seed=2, nulls=200 if at_least > 0.5 else 400)
+    by_accuracy, by_margin, _ = rejections(
+        features, labels, design_of, folds, seed=2, nulls=200 if at_least > 0.5 else 400
+    )
     assert max(by_accuracy, by_margin) > at_least, (by_accuracy, by_margin)
 
 
 def test_the_right_exchange_gives_a_valid_p_but_leaking_folds_still_inflate_accuracy():
     """D4 with templates as folds: p is right at .05, accuracy without any effect is .80; by item it is below .5."""
     item_level = lambda y: Design.of(y, TEMPLATE, ITEM)  # noqa: E731
-    by_accuracy, by_margin, leaking = rejections(prompts, by_item, item_level, group_folds(TEMPLATE, 5), nulls=200, seed=3)
+    by_accuracy, by_margin, leaking = rejections(
+        prompts, by_item, item_level, group_folds(TEMPLATE, 5), nulls=200, seed=3
+    )
     assert by_margin <= band(200)[1] and leaking > 0.7
     _, _, honest = rejections(prompts, by_item, lambda y: Design.of(y, ITEM), group_folds(ITEM, 5), nulls=100, seed=3)
     assert 0.4 < honest < 0.52

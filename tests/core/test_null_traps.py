@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from reference.nulls import band, rejections
+
 from probecore.probes.design import Design
 from probecore.probes.ridge import ridge_operator
 from probecore.probes.scores import score_two_classes
-from probecore.splits import group_folds, item_folds, leave_one_group_out, leave_one_group_per_class_out, stratified_folds
-from reference.nulls import band, rejections
+from probecore.splits import (
+    group_folds,
+    item_folds,
+    leave_one_group_out,
+    leave_one_group_per_class_out,
+    stratified_folds,
+)
 
 SPEAKER = np.repeat(np.arange(10), 5)
 
@@ -84,7 +91,9 @@ def test_trap_8_leaving_one_group_per_class_out_is_unbiased_and_powerful():
     """5 v 5 speakers, all 126 labelings: accuracy without effect near .5 (group folds .31), power at effect 5 above .8."""
     design_of = lambda y: Design.of(y, SPEAKER)  # noqa: E731
     folds, blind = leave_one_group_per_class_out(SPEAKER), group_folds(SPEAKER, 5)
-    by_accuracy, by_margin, accuracy = rejections(speakers(512), between, design_of, folds, nulls=300, alpha=512.0, seed=10)
+    by_accuracy, by_margin, accuracy = rejections(
+        speakers(512), between, design_of, folds, nulls=300, alpha=512.0, seed=10
+    )
     assert 0.46 < accuracy < 0.54
     # p takes multiples of 1/126: the level of a test at .05 is 6/126 = .048
     assert max(by_accuracy, by_margin) <= band(300)[1], (by_accuracy, by_margin)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.stats import false_discovery_control
+
 from probecore.errors import InputError
 from probecore.seeds import generator
 from probecore.stats.multiple import benjamini_hochberg, holm
 from probecore.stats.permutation import max_t, p_value, standardise
-from scipy.stats import false_discovery_control
 
 
 def test_p_is_b_plus_1_over_m_plus_1_and_ties_count():

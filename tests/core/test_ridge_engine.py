@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from reference import ridge_reference
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
 from probecore.errors import DesignError, InputError
 from probecore.probes.ridge import gram_of_features, ridge_decisions, ridge_operator, trace_alpha
 from probecore.probes.solvers import ProbeSpec, decide
 from probecore.seeds import generator
 from probecore.splits import group_folds, item_folds, leave_one_group_out, leave_one_group_per_class_out
-from reference import ridge_reference
-from sklearn.linear_model import RidgeClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 SHAPES = [(40, 96), (60, 20), (120, 60)]
 
@@ -41,7 +42,9 @@ def test_decisions_equal_explicit_refits(n, d, n_classes, standardize, alpha):
     x, groups, y = problem(n, d, n_classes)
     folds = group_folds(groups, 4).pairs
     expected = ridge_reference.decisions(x, folds, y, n_classes, alpha, standardize)
-    for ours, theirs in zip(engine(x, folds, y, n_classes, alpha=alpha, standardize=standardize), expected, strict=True):
+    for ours, theirs in zip(
+        engine(x, folds, y, n_classes, alpha=alpha, standardize=standardize), expected, strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
@@ -112,8 +115,11 @@ def test_real_labels_equal_refits():
     x, groups, _ = problem(60, 20, 2)
     y = generator(1, "real").normal(size=(60, 2))
     folds = leave_one_group_out(groups).pairs
-    for a, b in zip(engine(x, folds, y, 0, alpha=2.0, standardize="fold"),
-                    ridge_reference.decisions(x, folds, y, 0, 2.0, "fold"), strict=True):
+    for a, b in zip(
+        engine(x, folds, y, 0, alpha=2.0, standardize="fold"),
+        ridge_reference.decisions(x, folds, y, 0, 2.0, "fold"),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 
@@ -165,8 +171,11 @@ def test_trace_alpha_is_label_free_and_on_the_scale_of_the_kernel():
     torch.testing.assert_close(trace_alpha(centred @ centred.T).squeeze(), expected)
     folds = group_folds(np.arange(40) % 8, 4).pairs
     y = np.arange(40)[:, None] % 2
-    for a, b in zip(engine(x, folds, y, 2, alpha="trace", standardize="none"),
-                    engine(x, folds, y, 2, alpha=float(expected), standardize="none"), strict=True):
+    for a, b in zip(
+        engine(x, folds, y, 2, alpha="trace", standardize="none"),
+        engine(x, folds, y, 2, alpha=float(expected), standardize="none"),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from probecore.probes.scores import confusion, mean_auc, score
-from probecore.seeds import generator
 from reference import ridge_reference
 from sklearn.metrics import r2_score, roc_auc_score
+
+from probecore.probes.scores import confusion, mean_auc, score
+from probecore.seeds import generator
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 5])
@@ -62,7 +63,9 @@ def test_real_labels():
     for p in range(3):
         assert float(got.value[p]) == pytest.approx(r2_score(y[:, p], f[:, p]), abs=1e-12)
         assert float(got.second[p]) == pytest.approx(np.corrcoef(y[:, p], f[:, p])[0, 1], abs=1e-12)
-        assert float(got.margin[p]) == pytest.approx(np.cov(y[:, p], f[:, p])[0, 1] / np.var(y[:, p], ddof=1), abs=1e-12)
+        assert float(got.margin[p]) == pytest.approx(
+            np.cov(y[:, p], f[:, p])[0, 1] / np.var(y[:, p], ddof=1), abs=1e-12
+        )
 
 
 def test_auc_is_computed_inside_each_fold():

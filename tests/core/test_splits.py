@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from probecore.errors import DesignError, InputError
 from probecore.seeds import generator
 from probecore.splits import (
@@ -46,7 +47,9 @@ def test_leave_one_group_per_class_out_has_all_pairs_inside_blocks():
     groups = np.repeat(np.arange(6), 3)
     folds = leave_one_group_per_class_out(groups)
     assert len(folds) == 15 and folds.by_class
-    assert {tuple(np.unique(groups[test])) for test in folds.tests()} == {(a, b) for a in range(6) for b in range(a + 1, 6)}
+    assert {tuple(np.unique(groups[test])) for test in folds.tests()} == {
+        (a, b) for a in range(6) for b in range(a + 1, 6)
+    }
     confined = leave_one_group_per_class_out(groups, 2, blocks=groups // 3)
     assert len(confined) == 6
     with pytest.raises(DesignError, match="more than 1000"):

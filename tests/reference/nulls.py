@@ -7,11 +7,12 @@ only push it down.
 
 import numpy as np
 import torch
+from scipy.stats import binom
+
 from probecore.probes.permutation import draw_labelings
 from probecore.probes.ridge import ridge_operator
 from probecore.probes.scores import score_two_classes
 from probecore.stats.permutation import p_value
-from scipy.stats import binom
 
 BATCH = 50
 
@@ -35,8 +36,12 @@ def rejections(features, labels, design_of, folds, *, nulls=400, m=199, alpha=50
         shared = None if callable(folds) else ridge_operator(x, folds.pairs, alpha=alpha, standardize=standardize)
         for i, y in enumerate(ys):
             fold = folds(y) if callable(folds) else folds
-            m_i = ridge_operator(x[i], fold.pairs, alpha=alpha, standardize=standardize) if shared is None else shared[i]
-            values = torch.tensor(draw_labelings(design_of(y), m, level=1.0, seed=seed + start + i).values, dtype=x.dtype)
+            m_i = (
+                ridge_operator(x[i], fold.pairs, alpha=alpha, standardize=standardize) if shared is None else shared[i]
+            )
+            values = torch.tensor(
+                draw_labelings(design_of(y), m, level=1.0, seed=seed + start + i).values, dtype=x.dtype
+            )
             rows = torch.as_tensor(np.concatenate(fold.tests()))
             weights = None
             if fold.by_class:

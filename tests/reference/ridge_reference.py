@@ -33,9 +33,13 @@ def decisions(x, folds, labels, n_classes, alpha, standardize="none"):
         x_train, x_test = scale(x[train], x[test], standardize)
         columns = []
         for labelling in labels.T:
-            targets = [labelling] if n_classes == 0 else [2.0 * labelling - 1] if n_classes == 2 else [
-                np.where(labelling == k, 1.0, -1.0) for k in range(n_classes)
-            ]
+            targets = (
+                [labelling]
+                if n_classes == 0
+                else [2.0 * labelling - 1]
+                if n_classes == 2
+                else [np.where(labelling == k, 1.0, -1.0) for k in range(n_classes)]
+            )
             per_class = []
             for target in targets:
                 w, b = fit(x_train, target[train], alpha)

@@ -196,7 +196,7 @@ class _Runner:
         reason = _dead(values, self.design.n_items)
         if reason:
             return {"layer": name, "reason": reason}
-        x = torch.as_tensor(np.ascontiguousarray(values, dtype=np.float64), device=self.device)
+        x = torch.tensor(values, dtype=torch.float64, device=self.device)  # a copy: values may be read-only
         parts, observed = [], torch.empty(0)
         for columns in self._chunks():
             labels = self.labels[:, columns]

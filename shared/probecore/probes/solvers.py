@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 STANDARDIZE = ("fold", "global", "none")
+CHOSEN_INSIDE = ("group-loo", "loo", "gcv")  # alpha of "nested-ridge": chosen again inside every training fold
 
 SOLVERS: dict[str, str] = {
     "ridge": "probecore.probes.ridge:ridge_decisions",
@@ -70,7 +71,9 @@ class ProbeSpec:
     """A probe: its solver and how it is regularised.
 
     kind : "ridge", "nested-ridge", "lda" or "logistic".
-    alpha : penalty on the squared weights; "trace" is the mean squared norm of the centred (and standardised) items.
+    alpha : penalty on the squared weights; "trace" is the mean squared norm of the centred (and standardised) items (a
+        quarter of it for logistic). "group-loo", "loo" or "gcv" for ridge: chosen inside every training fold, for every
+        labelling ("ridge" with one of these is "nested-ridge", which by default takes "group-loo").
     standardize : "fold", "global" or "none".
     options : further keyword arguments of the solver.
 
@@ -86,7 +89,14 @@ class ProbeSpec:
         """Refuse what no solver could use."""
         one_of(self.kind, SOLVERS, "the probe")
         one_of(self.standardize, STANDARDIZE, "standardize")
-        if not isinstance(self.alpha, str) and not (0 < float(self.alpha) < float("inf")):
+        if self.kind == "ridge" and self.alpha in CHOSEN_INSIDE:
+            object.__setattr__(self, "kind", "nested-ridge")
+        if self.kind == "nested-ridge":
+            object.__setattr__(self, "alpha", "group-loo" if self.alpha == "trace" else self.alpha)
+            one_of(str(self.alpha), CHOSEN_INSIDE, "alpha of a nested ridge probe")
+        elif isinstance(self.alpha, str):
+            one_of(self.alpha, ("trace",), f"alpha of a probe of kind {self.kind!r}, if not a number,")
+        elif not (0 < float(self.alpha) < float("inf")):
             raise InputError(f"alpha must be positive and finite; got {self.alpha!r}: use 'trace' for a default")
 
 

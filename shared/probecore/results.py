@@ -35,6 +35,7 @@ class Figure:
 class Result:
     """Rows, notes and provenance of one analysis; `print(result)` shows the table as the command prints it.
 
+    rows : flat records; one with `detail` true is in every file and in the JSON object, but not in the printed table.
     columns : the columns of `rows` that the printed table shows, in order; empty means all.
     notes : sentences a reader must know (refusals, what was left out, what is synthetic).
     tables : further records by name. figures : pictures drawn from rows or tables.
@@ -60,6 +61,11 @@ class Result:
         from probecore.report.text import render
 
         return render(self)
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The rows of the printed table: all but those with `detail` true."""
+        return tuple(row for row in self.rows if not row.get("detail"))
 
     def records(self, table: str = "rows") -> tuple[Row, ...]:
         """Return the rows, or a further table by name."""

@@ -16,9 +16,11 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from probecore.errors import DesignError, InputError
 from probecore.probes.coordinates import coordinates
+from probecore.probes.layers import probe_layers
 from probecore.probes.lda import lda_decisions
 from probecore.probes.logistic import fit_logistic, logistic_decisions
 from probecore.probes.nested import nested_ridge, nested_ridge_decisions
+from probecore.probes.solvers import ProbeSpec
 
 
 def data(n, d, classes, n_labelings, seed=0, groups=10):
@@ -265,3 +267,31 @@ def test_constant_and_dead_features_are_harmless():
         )
         dead = solver(torch.full((60, 4), 3.0, dtype=torch.float64), folds, *tensors(labels), 2, **kw)[0]
         assert torch.isfinite(dead).all() and torch.allclose(dead, dead[:1])
+
+
+def test_a_spec_names_the_solver_and_refuses_what_it_cannot_use():
+    assert ProbeSpec("ridge", "loo").kind == "nested-ridge" and ProbeSpec("nested-ridge").alpha == "group-loo"
+    assert ProbeSpec("ridge", 2.0).kind == "ridge"
+    for kind, alpha in (("lda", "loo"), ("nested-ridge", 1.0), ("ridge", "best"), ("logistic", 0.0)):
+        with pytest.raises(InputError, match="alpha"):
+            ProbeSpec(kind, alpha)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ProbeSpec("lda"),
+        ProbeSpec("logistic"),
+        ProbeSpec("ridge", "group-loo"),
+        ProbeSpec("lda", options={"priors": "equal"}),
+    ],
+)
+def test_probe_layers_runs_every_solver(spec):
+    """Layer 0 holds nothing, layer 1 a strong label: p is the smallest possible there, and not below .05 at layer 0."""
+    rng = np.random.default_rng(3)
+    speaker, y = np.repeat(np.arange(10), 6), np.tile([0, 1], 30)
+    x = rng.normal(size=(2, 60, 40)) + rng.normal(size=(2, 10, 40))[:, speaker]
+    x[1, :, 0] += 4 * y
+    nothing, strong = probe_layers(x, y, groups=speaker, probe=spec, n_permutations=99, n_bootstrap=0).rows
+    assert strong["p_value"] == 1 / 100 and strong["accuracy"] > 0.8
+    assert nothing["p_value"] > 0.05 and 0.3 < nothing["accuracy"] < 0.7

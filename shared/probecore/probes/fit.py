@@ -22,7 +22,8 @@ from probecore.errors import InputError
 from probecore.probes.coordinates import Coordinates, coordinates
 from probecore.probes.lda import Priors, discriminants, log_priors
 from probecore.probes.logistic import fit_logistic, logistic_penalty
-from probecore.probes.nested import CRITERIA, inner_errors, penalty_grid, ridge_targets
+from probecore.probes.nested import inner_errors, penalty_grid, ridge_targets
+from probecore.probes.solvers import CHOSEN_INSIDE
 from probecore.validation import one_of
 
 Kind = Literal["ridge", "lda", "logistic", "mean-difference"]
@@ -98,7 +99,7 @@ def fit_linear(
 def _ridge_penalty(
     fold: Coordinates, labels: torch.Tensor, n_classes: int, alpha: float | str, groups: NDArray[np.int64] | None
 ) -> float:
-    if alpha not in CRITERIA:
+    if alpha not in CHOSEN_INSIDE:
         return fold.penalty(alpha)
     grid = penalty_grid(fold, None)
     targets = ridge_targets(labels, n_classes)

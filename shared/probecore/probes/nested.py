@@ -20,10 +20,9 @@ from torch.nn.functional import one_hot
 
 from probecore.errors import DesignError, InputError
 from probecore.probes.coordinates import Coordinates, chunks, coordinates, prepare
-from probecore.probes.solvers import Fold
+from probecore.probes.solvers import CHOSEN_INSIDE, Fold
 from probecore.validation import one_of
 
-CRITERIA = ("group-loo", "loo", "gcv")
 GRID = tuple(np.logspace(-3, 3, 10).tolist())  # times tr(S_t) / n
 
 
@@ -56,7 +55,7 @@ def nested_ridge(
     alphas: Sequence[float] | None = None,
 ) -> tuple[list[Tensor], NDArray[np.float64]]:
     """Return the decisions of each fold and the chosen penalties (folds, labelings)."""
-    one_of(criterion, CRITERIA, "alpha")
+    one_of(criterion, CHOSEN_INSIDE, "alpha")
     x = prepare(x, standardize)
     targets = ridge_targets(labels, n_classes)
     decisions, chosen = [], []

@@ -169,7 +169,7 @@ def scatter(
         .mark_point(size=46, opacity=0.75, filled=True)
         .encode(
             alt.X("x:Q", title=x_title or heading((x,)), scale=alt.Scale(zero=False)),
-            alt.Y("y:Q", title=y_title or heading((y,)), scale=alt.Scale(zero=False)),
+            alt.Y("y:Q", title=y_title or heading((y,)), scale=alt.Scale(zero=False), axis=alt.Axis(labelFlush=True)),
             colour,
             shape,
             tooltip=["item:N", "series:N"],

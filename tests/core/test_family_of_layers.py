@@ -48,7 +48,7 @@ def margins(rng, correlation, effects, m, seed):
 
 @pytest.mark.parametrize("correlation", [0.0, 0.95])
 def test_trap_9_family_wise_error_over_28_layers(correlation):
-    """300 nulls of 199 permutations: max-T (both forms) in the band; uncorrected rejects somewhere in .3 to .7 of them."""
+    """300 nulls of 199 permutations: max-T (both forms) in the band, uncorrected above .25 of them."""
     rng = np.random.default_rng(5)
     hits = []
     for seed in range(300):
@@ -63,7 +63,7 @@ def test_trap_9_family_wise_error_over_28_layers(correlation):
 
 
 def test_trap_9_power_and_false_discoveries_with_8_signal_layers():
-    """Effect 2.4, 60 runs of 499 permutations: max-T above .7 (Bonferroni .37 in the research), BH false share below .08."""
+    """Effect 2.4, 60 runs of 499 permutations: max-T above .7 (Bonferroni: .37), BH false share below .08."""
     rng = np.random.default_rng(6)
     effects = np.zeros(LAYERS)
     effects[10:18] = 2.4
@@ -79,7 +79,7 @@ def test_trap_9_power_and_false_discoveries_with_8_signal_layers():
 
 
 def test_trap_12_the_best_of_equal_layers_is_chosen_inside():
-    """28 equal layers (effect 2.2, chain .5), 60 runs: nested selection within .03 of the truth, the maximum above +.08.
+    """28 equal layers (effect 2.2, chain .5), 60 runs: nested selection within .03 of the truth, the maximum +.08.
 
     The standard error of each mean is .1 / sqrt(60) = .013, and both use the same runs as the truth.
     """

@@ -113,7 +113,7 @@ def test_real_labels_are_resampled_as_r2():
 
 
 def test_which_resampling():
-    """Bootstrap where classes survive it, jackknife where clusters are few per class, none where there is no cluster."""
+    """Bootstrap where classes survive it, jackknife where classes have few clusters, none below 3."""
     spec = ProbeSpec()
     session = np.repeat(np.arange(24), 2)
     identity = Design.of(session // 3, session)
@@ -197,7 +197,7 @@ def test_trap_11_coverage_with_10_speakers_of_5_clips(effect):
 
 
 def test_trap_11_coverage_of_a_label_that_is_constant_per_speaker():
-    """5 v 5 speakers, leave one of each class out, clusters drawn class by class: at least .9 of 100 (binomial sd .03)."""
+    """5 v 5 speakers, leave one of each class out, drawn class by class: at least .9 of 100 (sd .03)."""
 
     def make(rng, d=64):
         y = rng.permutation(np.arange(10) % 2)[SPEAKER]
@@ -213,7 +213,7 @@ def test_trap_11_coverage_of_a_label_that_is_constant_per_speaker():
 
 @pytest.mark.parametrize("spread", [0.3, 0.6])
 def test_coverage_of_speaker_identity_for_new_speakers(spread):
-    """8 speakers x 3 sessions x 10 clips, fresh speakers in every replicate: clusters = speakers cover at least .93 of 150.
+    """8 speakers x 3 sessions x 10 clips, fresh speakers each time: clusters = speakers cover at least .93 of 150.
 
     Clusters = sessions speak about these speakers only and are shorter (coverage .85 to .92 of the same truth).
     """

@@ -1,4 +1,4 @@
-"""Traps 5 to 8: stratified folds that were frozen, strong penalties, the statistic, labels that are constant per speaker."""
+"""Traps 5 to 8: frozen stratified folds, strong penalties, the statistic, labels that are constant per speaker."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_trap_7_the_margin_has_more_power_than_accuracy():
 
 
 def test_trap_8_leaving_one_group_per_class_out_is_unbiased_and_powerful():
-    """5 v 5 speakers, all 126 labelings: accuracy without effect near .5 (group folds .31), power at effect 5 above .8."""
+    """5 v 5 speakers, all 126 labelings: null accuracy near .5 (group folds .31), power at effect 5 above .8."""
     design_of = lambda y: Design.of(y, SPEAKER)  # noqa: E731
     folds, blind = leave_one_group_per_class_out(SPEAKER), group_folds(SPEAKER, 5)
     by_accuracy, by_margin, accuracy = rejections(
@@ -106,7 +106,7 @@ def test_trap_8_leaving_one_group_per_class_out_is_unbiased_and_powerful():
 
 
 def test_trap_8_closed_form_pairs_equal_refits():
-    """All 45 pairs from one precision matrix equal 45 separate kernel ridge fits: 1e-10 (condition number below 100)."""
+    """All 45 pairs from one precision matrix equal 45 kernel ridge fits: 1e-10 (condition number below 100)."""
     x = torch.tensor(np.random.default_rng(0).normal(size=(50, 80)))
     y = torch.tensor(between(np.random.default_rng(1)))[:, None]
     folds = leave_one_group_per_class_out(SPEAKER)

@@ -6,7 +6,7 @@ from reference import ridge_reference
 
 from probecore.activations import Activations, Label
 from probecore.errors import DesignError, InputError
-from probecore.probes import layers as layers_module
+from probecore.probes import runner
 from probecore.probes.layers import probe_layers
 from probecore.probes.permutation import draw_labelings
 from probecore.probes.solvers import ProbeSpec
@@ -80,7 +80,7 @@ def test_same_seed_same_rows_and_any_chunking_gives_the_same_p(monkeypatch):
     assert probe_layers(x, y, groups=SPEAKER, n_permutations=199, n_bootstrap=30, seed=3).rows == first.rows
     other = probe_layers(x, y, groups=SPEAKER, n_permutations=199, n_bootstrap=30, seed=4)
     assert other.rows != first.rows and other.rows[0]["accuracy"] == first.rows[0]["accuracy"]
-    monkeypatch.setattr(layers_module, "COLUMNS", 50 * 7)
+    monkeypatch.setattr(runner, "COLUMNS", 50 * 7)
     chunked = probe_layers(x, y, groups=SPEAKER, n_permutations=199, n_bootstrap=30, seed=3)
     for a, b in zip(first.rows, chunked.rows, strict=True):
         assert (a["p_value"], a["p_adjusted"], a["accuracy"]) == (b["p_value"], b["p_adjusted"], b["accuracy"])

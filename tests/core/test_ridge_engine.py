@@ -1,4 +1,4 @@
-"""Ridge engine: equal to refits by other algebra and by scikit-learn, identities of the operator, numerical safeguards."""
+"""Ridge engine: equal to refits by other algebra and by scikit-learn, operator identities, numerical safeguards."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Folds: groups never shared, never empty, balanced, label-blind unless they say so; degenerate folds refused (trap 15)."""
+"""Folds: groups never shared, none empty, balanced, label-blind unless they say so; trap 15 refused."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_stratified_folds_balance_classes_and_say_so():
 
 
 def test_no_fold_of_ours_is_empty_or_one_class_without_an_error():
-    """Trap 15: 6 groups of 5 with group-constant labels, where StratifiedGroupKFold gives 35 of 1000 degenerate folds."""
+    """Trap 15: 6 groups of 5 with labels constant in groups, where StratifiedGroupKFold fails 35 times in 1000."""
     refused = 0
     for seed in range(300):
         classes = generator(seed, "trap15").permutation([0, 0, 0, 1, 1, 1])

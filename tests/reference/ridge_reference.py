@@ -1,4 +1,4 @@
-"""Slow references for the ridge engine: explicit loops over folds, labelings and items, by other algebra than the engine.
+"""Slow references for the ridge engine: explicit loops over folds, labelings and items, by other algebra.
 
 Ridge is solved as an augmented least-squares problem, |[Z 1; sqrt(alpha) I 0] (w, b) - (y, 0)|^2, by SVD (numpy lstsq):
 no kernel, no Gram, no factor and no centring trick is shared with the code under test.

@@ -125,7 +125,8 @@ def factor(matrix: Tensor) -> Tensor:
     lower, info = torch.linalg.cholesky_ex(matrix)
     if bool(info.any()):
         raise DesignError("kernel plus alpha is not positive definite: raise alpha or standardise the features")
-    return lower
+    out: Tensor = lower
+    return out
 
 
 def _operator_per_fold(x: Tensor, folds: "Sequence[Fold]", alpha: float | str) -> Tensor:

@@ -77,7 +77,7 @@ def share_interval(
     measured_at: float | None = None,
     level: float = 0.05,
 ) -> tuple[float, float]:
-    """Return the interval of a share: logit(p) +- t SE / (m (1 - m)) on the logit scale, p and m inside [.5/n, 1 - .5/n].
+    """Return the interval of a share: logit(p) +- t SE / (m (1 - m)) in logits, p and m inside [.5/n, 1 - .5/n].
 
     measured_at : mean m of the resamples that gave the error, by default the share: the error is turned into logits
     where it was measured, otherwise a share near 1 with resamples well below it would get an absurdly long interval.

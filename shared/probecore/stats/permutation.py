@@ -29,7 +29,7 @@ def standardise(statistics: ArrayLike) -> NDArray[np.float64]:
     """Return z = (statistic - mean) / sd over all labelings, observed included; 0 where all are equal."""
     values = _checked(statistics)
     mean, sd = values.mean(-1, keepdims=True), values.std(-1, keepdims=True)
-    flat = sd <= TOLERANCE * np.abs(values).max(-1, keepdims=True)
+    flat: NDArray[np.bool_] = sd <= TOLERANCE * np.abs(values).max(-1, keepdims=True)
     z: NDArray[np.float64] = np.where(flat, 0.0, (values - mean) / np.where(flat, 1.0, sd))
     return z
 
@@ -55,7 +55,8 @@ def max_t(statistics: ArrayLike, *, step_down: bool = True) -> NDArray[np.float6
 
 
 def _less(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values[..., 0] - TOLERANCE * np.abs(values).max(-1)
+    out: NDArray[np.float64] = values[..., 0] - TOLERANCE * np.abs(values).max(-1)
+    return out
 
 
 def _checked(statistics: ArrayLike) -> NDArray[np.float64]:

@@ -213,6 +213,13 @@ def test_numbers_are_never_cut_even_where_there_is_no_room() -> None:
         assert f"{0.123456 + i:.3f}" in text
 
 
+def test_rows_of_detail_are_counted_but_not_shown() -> None:
+    rows = ({"metric": "gap", "value": 1.0}, {"metric": "hidden", "value": 2.0, "detail": True})
+    text = str(Result("x", rows))
+    assert "hidden" not in text and "Detail" not in text
+    assert "Rows of detail not shown: 1. --json prints them and --out saves them." in text
+
+
 def test_a_result_without_rows_says_so() -> None:
     assert "(no rows)" in str(Result("x", ()))
 

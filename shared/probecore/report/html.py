@@ -131,6 +131,8 @@ def page(result: Result, svgs: Mapping[str, str]) -> str:
     title = escape(result.title or result.kind)
     parts = [f"<h1>{title}</h1>", f'<p class="kind">{escape(result.kind)}</p>']
     parts.append(_table(format_table(result.shown, result.columns)))
+    if len(result.shown) < len(result.rows):
+        parts.append(f'<p class="footnotes">{len(result.rows) - len(result.shown)} rows of detail: see table.csv.</p>')
     if result.notes:
         parts += ["<h2>Notes</h2>", "<ul>", *(f"<li>{escape(note)}</li>" for note in result.notes), "</ul>"]
     if result.figures:

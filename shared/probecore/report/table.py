@@ -4,7 +4,8 @@ Conventions. `*_low` and `*_high` become one interval cell [low, high]. A number
 below 100, one below 1000; small quantities keep three significant digits; where a `metric` column makes rows
 incommensurable this is decided by row, else by column, and an interval rounds as its estimate does. A p-value is
 never 0: .001 has three decimals, smaller ones four, then "<.0001". A null is "—", and where the record has
-`<name>_note` (p_note, ci_note) the reason becomes a footnote of that cell. `*_note` and `ci_level` are not columns.
+`<name>_note` (p_note, ci_note) the reason becomes a footnote of that cell. `*_note`, `ci_level` and
+`detail` are not columns.
 """
 
 import json

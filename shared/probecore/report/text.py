@@ -24,6 +24,7 @@ def render(result: Result, width: int | None = None) -> str:
     table = format_table(result.shown, result.columns)
     lines = _wrapped(result.title or result.kind, width)
     lines += [""] + (_lines(table, width) if table.n_rows else ["(no rows)"])
+    lines += _wrapped(hidden_rows(result), width) if hidden_rows(result) else []
     lines += [line for mark, text in table.footnotes for line in _wrapped(text, width, first=f"{mark} ", rest="  ")]
     if result.notes:
         lines += ["", "Notes"]
@@ -37,6 +38,12 @@ def render(result: Result, width: int | None = None) -> str:
 def terminal_width() -> int:
     """Return the width of the terminal, or the widest where stdout is not one."""
     return shutil.get_terminal_size((WIDEST, 40)).columns if sys.stdout.isatty() else WIDEST
+
+
+def hidden_rows(result: Result) -> str:
+    """Return one sentence on the rows that the table leaves out, or nothing where it shows all."""
+    n_hidden = len(result.rows) - len(result.shown)
+    return f"Rows of detail not shown: {n_hidden}. --json prints them and --out saves them." if n_hidden else ""
 
 
 def describe(provenance: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ import torch
 from probecore.activations import Activations, Label
 from probecore.errors import DesignError, InputError
 from probecore.probes.controls import control_labels, selectivity, with_baselines
-from probecore.probes.description_length import description_length
+from probecore.probes.description_length import PORTIONS, _prefixes, description_length
+from probecore.probes.design import Design
 from probecore.probes.logistic import fit_logistic
 from probecore.probes.solvers import ProbeSpec
 
@@ -102,10 +103,7 @@ def test_online_code_is_the_sum_of_its_definition():
     x, y, speaker = speech(12, 10, 6)
     made = description_length(x, y, speaker, penalties=[1.0, 20.0], n_permutations=0)
     rank = np.array([row["n_train"] for row in made.curve])
-    from probecore.probes.description_length import _prefixes
-    from probecore.probes.design import Design
-
-    order, ends = _prefixes(Design.of(y, speaker), (1, 2, 4, 8, 16, 32, 64, 100), 0)
+    order, ends = _prefixes(Design.of(y, speaker), PORTIONS, 0)
     assert rank.tolist() == [0, *ends[:-1]] and sorted(order.tolist()) == list(range(120))
     assert all(len(np.unique(speaker[order[:e]])) * 10 == e for e in ends)  # whole speakers
     x, y = x[order], y[order]

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
@@ -295,3 +296,21 @@ def test_probe_layers_runs_every_solver(spec):
     nothing, strong = probe_layers(x, y, groups=speaker, probe=spec, n_permutations=99, n_bootstrap=0).rows
     assert strong["p_value"] == 1 / 100 and strong["accuracy"] > 0.8
     assert nothing["p_value"] > 0.05 and 0.3 < nothing["accuracy"] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("spec", "runs"), [(ProbeSpec("lda"), 400), (ProbeSpec("logistic"), 200), (ProbeSpec("ridge", "group-loo"), 200)]
+)
+def test_permutation_tests_of_every_solver_hold_their_level(spec, runs):
+    """Design D3 (label by clip, exchanged inside the speaker, folds by speaker): each layer is one null data set.
+
+    Rejections at .05 inside the exact 99.9 % binomial band of the runs.
+    """
+    rng = np.random.default_rng(11)
+    speaker = np.repeat(np.arange(10), 5)
+    y = (rng.random(50) < 0.25 + 0.5 * (speaker % 2)).astype(int)
+    x = rng.normal(size=(runs, 50, 16)) + rng.normal(size=(runs, 10, 16))[:, speaker]
+    rows = probe_layers(x, y, groups=speaker, probe=spec, n_permutations=99, n_bootstrap=0).rows
+    rate = np.mean([row["p_value"] <= 0.05 for row in rows])
+    low, high = stats.binom.ppf([0.0005, 0.9995], runs, 0.05) / runs
+    assert low <= rate <= high

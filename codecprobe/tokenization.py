@@ -198,14 +198,14 @@ def summarise(
 
 
 def describe(tokenized: TokenizedCorpus) -> tuple[str, ...]:
-    """Return what a reader must know: sizes, whether anything is synthetic, what could not be used and why."""
+    """Return what a reader must know: sizes, whether the codec is synthetic, what could not be used and why."""
     info = tokenized.codec
     notes = [
         f"{len(tokenized.clips)} clips, {sum(tokenized.durations_s) / 60:.1f} min of {tokenized.corpus}; "
         f"{info.name}: {info.n_layers} layers at {info.frame_rate_hz:g} Hz"
     ]
-    if tokenized.synthetic:
-        notes.append("Synthetic: a positive control with a known answer, not a finding about speech.")
+    if info.synthetic:
+        notes.append(f"codec {info.name} is synthetic, with planted structure: a control with a known answer")
     if tokenized.problems:
         named = shorten([f"{problem.name} ({problem.reason})" for problem in tokenized.problems], most=5)
         notes.append(f"{len(tokenized.problems)} could not be used: {named}")

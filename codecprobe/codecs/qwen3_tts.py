@@ -143,8 +143,9 @@ class Qwen3TTSCodec:
         """
         array = np.asarray(latent)
         dim = self.model.decoder.config.codebook_dim
-        if array.ndim != 2 or array.shape[1] != dim or len(array) == 0 or array.dtype.kind != "f":
-            raise InputError(f"latent must be floats of shape (frames, {dim}); got {array.dtype} {array.shape}")
+        fits = array.ndim == 2 and array.shape[1] == dim and len(array) > 0 and array.dtype.kind == "f"
+        if not fits or not np.isfinite(array).all():
+            raise InputError(f"latent must be finite floats of shape (frames, {dim}); got {array.dtype} {array.shape}")
         whole = len(array) * self.info.hop_samples
         if n_samples is not None and not 1 <= n_samples <= whole:
             raise InputError(f"n_samples must lie in 1 to {whole}, {len(array)} frames; got {n_samples}")

@@ -225,8 +225,8 @@ def test_decoded_length_is_asked_for_within_the_frames(codec):
     for n in (0, -5, 3 * HOP + 1):
         with pytest.raises(InputError, match=r"n_samples must lie in 1 to 5760, 3 frames"):
             codec.decode_latent(latent, n)
-    for bad in (latent[:, :5], latent[0], latent[:0], latent.astype(int)):
-        with pytest.raises(InputError, match=r"latent must be floats of shape \(frames, 32\)"):
+    for bad in (latent[:, :5], latent[0], latent[:0], latent.astype(int), latent * np.nan):
+        with pytest.raises(InputError, match=r"latent must be finite floats of shape \(frames, 32\)"):
             codec.decode_latent(bad)
 
 

@@ -222,7 +222,7 @@ def test_summary_counts_each_speaker_and_says_what_is_synthetic(tmp_path, monkey
     assert [row["clips"] for row in result.rows] == [2, 2, 2]
     seconds = [0.5 + 0.07 * i for i in range(6)]
     assert [row["seconds"] for row in result.rows] == [round(seconds[i] + seconds[i + 3], 2) for i in range(3)]
-    assert any("Synthetic" in note for note in result.notes)
+    assert any("codec toy is synthetic" in note for note in result.notes)
     assert json.loads(result.to_json())["provenance"]["codec"]["name"] == "toy"
     assert Path(tmp_path / "out" / "provenance.json").is_file()
     assert result.to_json() == summarise(toy_corpus(6), ToyCodec(), quiet=True).to_json()

@@ -2,18 +2,23 @@ from .capture import capture
 from .generate import Generation, generate
 from .loading import open_model
 from .models import LanguageModel, wrap_model
+from .prompts import Prompts, load_prompts
 from .readout import read_out
 from .score import Scores, prompt_log_prob, score
+from .terrain import terrain
 
 __all__ = [
     "Generation",
     "LanguageModel",
+    "Prompts",
     "Scores",
     "capture",
     "generate",
+    "load_prompts",
     "open_model",
     "prompt_log_prob",
     "read_out",
     "score",
+    "terrain",
     "wrap_model",
 ]

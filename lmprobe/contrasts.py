@@ -3,6 +3,8 @@
 Conventions. Values are one per prompt (n,): the prompt is the unit of inference, tokens are averaged inside it first.
 A contrast is first minus second (risk - safe). Its resamples draw whole families; its labelings exchange categories
 as the design allows: inside families that hold both (`probecore.probes.design`), so a set of pairs is tested as pairs.
+Where most prompts lie in families that hold both categories, the contrast is made on these families alone: prompts
+whose family holds one category would compare families, not categories.
 
 Both are weights: a statistic is a function of two weight matrices (n, K), the prompts of the first and of the second
 category in K resamples or labelings, and returns (K,). Column 0 of the labelings is the observed one.
@@ -36,7 +38,9 @@ class Contrast:
 
     items : (n,) positions of their prompts in the set. is_first : (n,) bool. families : (n,) codes.
     labelings : (n, 1 + m) bool, column 0 observed. reason : why there is no other labelling, else "".
-    resamples : (n, B) times each prompt is drawn. paired : every family holds one prompt of each category.
+    exhaustive : every labelling of the design is there. symmetric : exchanging both categories as a whole is one of
+    them, so a null is centred at 0. resamples : (n, B) times each prompt is drawn. paired : every family holds one
+    prompt of each category. left_out : prompts of these categories whose family holds only one of them.
     """
 
     first: str
@@ -48,7 +52,9 @@ class Contrast:
     resamples: Floats = field(repr=False)
     reason: str
     exhaustive: bool
+    symmetric: bool
     paired: bool
+    left_out: int
 
     @property
     def n_prompts(self) -> int:
@@ -69,7 +75,7 @@ class Contrast:
         """Return the values (n,) minus the mean of their own category: what is left when means do not matter."""
         array = np.asarray(values, dtype=np.float64)
         first, second = self.split(array)
-        return array - np.where(self.is_first, first.mean(), second.mean())
+        return np.asarray(array - np.where(self.is_first, first.mean(), second.mean()))
 
     def observed(self, statistic: Statistic) -> float:
         """Return the statistic of the prompts as they are."""
@@ -89,13 +95,19 @@ class Contrast:
 
     def null(self, statistic: Statistic) -> Floats:
         """Return the statistic of every labelling (1 + m,), observed first."""
-        return statistic(*self._weights(self.labelings))
+        return np.asarray(statistic(*self._weights(self.labelings)))
 
     def p_value(self, statistic: Statistic) -> float | None:
-        """Return the two-sided permutation p of a statistic that is centred at 0 under exchange; None without one."""
+        """Return the two-sided permutation p of a statistic, by its distance from the null's centre; None without one.
+
+        NaN where the statistic is undefined in some labelling.
+        """
         if self.labelings.shape[1] < 2:
             return None
-        size = np.abs(self.null(statistic))
+        null = self.null(statistic)
+        if not np.isfinite(null).all():
+            return float("nan")
+        size = np.abs(null if self.symmetric else null - null.mean())
         return float((size >= size[0] * (1 - 1e-9)).mean())
 
     def null_interval(self, statistic: Statistic, level: float = 0.95) -> tuple[float, float] | None:
@@ -123,7 +135,8 @@ def contrast(
 ) -> Contrast:
     """Prepare the contrast of two categories: their labelings and resamples, drawn once for every statistic.
 
-    Raises `InputError` for a category without prompts, `DesignError` for one with fewer than 3.
+    Raises `InputError` for a category without prompts, `DesignError` for one with fewer than 3 prompts or, where the
+    prompts name families, fewer than 2 families.
     """
     counts = prompts.counts
     for name in (first, second):
@@ -131,22 +144,32 @@ def contrast(
             raise InputError(f"no prompts of category {name!r}; there are {', '.join(counts)}: name two of them")
         if counts[name] < 3:
             raise DesignError(f"a contrast needs at least 3 prompts a category; {name!r} has {counts[name]}: add more")
-    items = np.array([i for i, c in enumerate(prompts.categories) if c in (first, second)], dtype=np.int64)
+    items, left_out = _matched(prompts, first, second)
     chosen = prompts.take(items.tolist())
     is_first = np.array([category == first for category in chosen.categories])
     families = codes_of(chosen.families)[0]
-    drawn = draw_labelings(Design.of(is_first.astype(int), groups=families), n_permutations, seed=seed)
+    for name, mask in ((first, is_first), (second, ~is_first)):
+        if len(np.unique(families[mask])) < 2:
+            raise DesignError(f"a contrast needs at least 2 families a category; {name!r} has 1: add families")
+    design = Design.of(is_first.astype(int), groups=families)
+    drawn = draw_labelings(design, n_permutations, seed=seed)
+    symmetric = bool((design.counts[:, 0] == design.counts[:, 1]).all())
+    labelings = drawn.values == 1
+    if drawn.exhaustive and symmetric:  # every labelling stands for its mirror image as well
+        labelings = np.concatenate([labelings, ~labelings], axis=1)
     return Contrast(
         first,
         second,
         items,
         is_first,
         families,
-        drawn.values == 1,
+        labelings,
         _resamples(is_first, families, n_bootstrap, seed),
         drawn.reason,
         drawn.exhaustive,
+        symmetric,
         chosen.is_paired(first, second),
+        left_out,
     )
 
 
@@ -228,6 +251,18 @@ def within_variance(traces: ArrayLike) -> Callable[[Floats], Floats]:
         return np.asarray((own @ weights) / weights.sum(0))
 
     return variance
+
+
+def _matched(prompts: Prompts, first: str, second: str) -> tuple[NDArray[np.int64], int]:
+    """Return the prompts of a contrast and how many were left out because their family holds one category only."""
+    items = [i for i, category in enumerate(prompts.categories) if category in (first, second)]
+    members = {name: {prompts.families[i] for i in items if prompts.categories[i] == name} for name in (first, second)}
+    shared = members[first] & members[second]
+    matched = [i for i in items if prompts.families[i] in shared]
+    enough = min(sum(prompts.categories[i] == name for i in matched) for name in (first, second)) >= 3
+    if enough and 2 * len(matched) >= len(items):
+        return np.array(matched, dtype=np.int64), len(items) - len(matched)
+    return np.array(items, dtype=np.int64), 0
 
 
 def _resamples(is_first: NDArray[np.bool_], families: NDArray[np.int64], n: int, seed: int) -> Floats:

@@ -31,7 +31,7 @@ from probecore.errors import InputError
 from probecore.seeds import generator
 
 Floats = NDArray[np.float64]
-FEWEST_STATES = 6
+FEWEST_STATES = 6  # below this a slope says nothing: leave such prompts out and say so
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def mean_slope(trajectory: ArrayLike) -> float:
 
 
 def step_test(trajectories: Sequence[ArrayLike], *, n_permutations: int = 999, seed: int = 0) -> StepTest:
-    """Test C1 over trajectories: is their mean step slope other than 0?
+    """Test C1 over trajectories: whether their mean step slope is other than 0.
 
     The increments of each trajectory are permuted and integrated again, independently; as only the order of the step
     lengths changes, the null permutes these. p = (b + 1) / (m + 1), two-sided; None without permutations.
-    Raises `InputError` for a trajectory with fewer than 6 states.
+    Raises `InputError` without a trajectory, or for one with fewer than 3 states.
     """
     logs = [_log(step_lengths(h)) for h in trajectories]
     if not logs:

@@ -1,0 +1,304 @@
+"""The terrain of a language model: how safe and risk prompts differ in entropy, states, dimension and convergence.
+
+Every row says what was measured on which prompts, with its interval and p or the reason why there is none. The prompt
+is the unit everywhere, a prompt family the cluster; a token is never counted as an independent observation. What each
+row means, and what it cannot show, is written in docs/terrain.md.
+
+The numbers of the printed table are the headline; rows with `detail` true (single categories, other modes and
+readings, every layer, control contrasts) are in the JSON object, in the files and in `result.rows`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmprobe.capture import capture
+from lmprobe.contrasts import Contrast, contrast, gap
+from lmprobe.dimension import dimension_rows, map_table, massive_first_token, token_rows
+from lmprobe.entropy import (
+    FIRST_MODE,
+    MODES,
+    Entropies,
+    category_rows,
+    effect_rows,
+    gap_rows,
+    token_table,
+    variance_rows,
+)
+from lmprobe.generate import Generation, generate, not_applied
+from lmprobe.loading import open_model
+from lmprobe.models import LanguageModel, Template
+from lmprobe.prompts import Prompts, load_prompts
+from lmprobe.separability import MOST_RANDOM_PARAMETERS, Separability, random_states, separability
+from lmprobe.terrain_result import COMMON_TEXT, Options, Terrain, terrain_result
+from lmprobe.trajectories import convergence_rows, depth_layers, lyapunov_rows
+from probecore.errors import InputError
+from probecore.progress import meter
+from probecore.results import Result, Row
+from probecore.validation import at_least
+
+LAST = -1  # the layer of maps and dimensions: the last block
+
+Model = str | os.PathLike[str] | LanguageModel
+
+
+def terrain(
+    models: Sequence[Model] | Model | None = None,
+    prompts: str | Path | Prompts | None = None,
+    *,
+    max_new_tokens: int = 30,
+    template: Template = "auto",
+    revision: str | None = None,
+    n_permutations: int = 999,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = True,
+    command: str = "",
+) -> Result:
+    """Measure the terrain of models side by side and return a `Result` of kind "terrain".
+
+    Parameters
+    ----------
+    models
+        Hub names, folders or opened models; None takes the packaged organisms, and the result says so.
+    prompts
+        What `load_prompts` takes; None is the packaged set. Contrasted are "risk" and "safe" or, where a set has
+        neither, its first two categories.
+    max_new_tokens
+        Most tokens of each prompt's greedy continuation, at least 2.
+    template
+        "auto" (the chat template where there is one), "chat" or "raw".
+    revision
+        Revision of hub models.
+    n_permutations, n_bootstrap
+        Exchanges of categories behind each p, resamples of families behind each interval; 0 for none.
+
+    Raises `InputError` for prompts or models that cannot be used, `DesignError` for fewer than 3 prompts a category,
+    `CertificateError` for a model that cannot be certified.
+    """
+    at_least(max_new_tokens, 2, "max_new_tokens")
+    at_least(n_permutations, 0, "n_permutations")
+    at_least(n_bootstrap, 0, "n_bootstrap")
+    given = load_prompts("default" if prompts is None else prompts)
+    options = Options(
+        given,
+        _contrasts(given, n_permutations, n_bootstrap, seed),
+        max_new_tokens,
+        template,
+        n_permutations,
+        n_bootstrap,
+        seed,
+    )
+    wanted = _wanted(models)
+    names = _names(wanted)
+    found: list[Terrain] = []
+    with meter(len(wanted), "models", quiet=quiet) as advance:
+        for name, model in zip(names, wanted, strict=True):
+            is_open = isinstance(model, LanguageModel)
+            lm = model if is_open else open_model(model, revision=revision, device=device, quiet=quiet)  # type: ignore[arg-type]
+            found.append(_measure(lm, name, None if is_open else model, options))  # type: ignore[arg-type]
+            advance(1)
+    return terrain_result(found, names, options, models is None, command)
+
+
+def _measure(lm: LanguageModel, name: str, source: str | os.PathLike[str] | None, options: Options) -> Terrain:
+    prompts, main = options.prompts, options.contrasts[0]
+    last, n_blocks = lm.layers[LAST], len(lm.sites.blocks)
+    steps = dict.fromkeys(["embed", *depth_layers(n_blocks).values()])
+    shared: dict[str, Any] = {"template": options.template, "seed": options.seed}
+    own = generate(
+        lm, prompts.texts, max_new_tokens=options.max_new_tokens, layers="all", step_layers=list(steps), **shared
+    )
+    forced = generate(lm, prompts.texts, forced=COMMON_TEXT, layers=(), **shared)
+    entropies = _entropies(lm, own, forced)
+    rows = _entropy_rows(entropies, options, _planted(lm, source, options, forced))
+    texts, lengths = [prompts.texts[i] for i in main.items], [len(own.prompts[i]) for i in main.items]
+    blank = random_states(lm, prompts.texts, template=options.template, seed=options.seed)
+    split = separability(
+        own.activations(names=prompts.ids).take(main.items),
+        main,
+        texts,
+        lengths,
+        random_states=None if blank is None else blank.take(main.items),
+        n_permutations=options.n_permutations,
+        n_bootstrap=min(options.n_bootstrap, 200),
+        seed=options.seed,
+    )
+    rows += _separability_rows(split, main)
+    rows += dimension_rows(
+        own.prompt_end[last],
+        prompts.categories,
+        prompts.families,
+        last,
+        random_states=None if blank is None else blank.values(last),
+        seed=options.seed,
+    )
+    tokens = capture(lm, list(prompts.texts), layers=[last], at="all", template=options.template)
+    is_first = np.array([item.endswith(" token 0") for item in tokens.items])
+    clouds = token_rows(tokens.values(last), is_first, last, len(prompts))
+    moving, short = convergence_rows(
+        own, prompts.families, n_blocks, n_permutations=options.n_permutations, seed=options.seed
+    )
+    fading, why = lyapunov_rows(lm, own, prompts.families, seed=options.seed)
+    rows += clouds + moving + fading
+    notes = [f"{name}: {note}" for note in (*split.notes, short, why, own.info["note"]) if note]
+    notes += _model_notes(lm, name, rows, clouds, blank is None)
+    tables = {
+        "entropy_by_token": token_table(entropies.traces[FIRST_MODE], prompts.categories, prompts.families),
+        "entropy_gaps": [row for row in rows if row["measure"] == "entropy gap" and not row["detail"]],
+        "separability": [*split.layers, *split.controls],
+        "map": map_table(own.prompt_end[last], prompts.categories, prompts.ids),
+        "texts": _texts(own, prompts),
+    }
+    return Terrain(
+        [{"model": name, **row} for row in rows],
+        {table: [{"model": name, **row} for row in records] for table, records in tables.items()},
+        notes,
+        _facts(lm, name, options),
+    )
+
+
+def _entropies(lm: LanguageModel, own: Generation, forced: Generation) -> Entropies:
+    traces = {"prompt end": own.entropy[:, :1], "own text": own.entropy, "common text": forced.entropy}
+    return Entropies({mode: traces[mode] for mode in MODES}, float(np.log(lm.vocabulary)))
+
+
+def _entropy_rows(entropies: Entropies, options: Options, planted: Mapping[str, float] | None) -> list[Row]:
+    main, *others = options.contrasts
+    rows = gap_rows(entropies, main, planted)
+    rows += effect_rows(entropies, main)
+    rows += variance_rows(entropies, main, seed=options.seed)
+    for other in others:
+        for row in gap_rows(entropies, other, detail=True):
+            rows.append({**row, "metric": f"{row['metric']}: {row['contrast']}"})
+    return rows + category_rows(entropies, options.prompts.categories, options.prompts.families)
+
+
+def _separability_rows(split: Separability, main: Contrast) -> list[Row]:
+    rows: list[Row] = []
+    headlines: list[tuple[str, Row | None]] = [
+        ("separability, best layer", split.best),
+        ("separability, best control", split.best_control),
+    ]
+    details: list[tuple[str, Row | None]] = [(f"separability, {row['layer']}", row) for row in split.layers]
+    details += [(f"separability control, {row['layer']}", row) for row in split.controls]
+    for i, (metric, row) in enumerate(headlines + details):
+        if row is None:
+            continue
+        kind = "separability control" if "control" in metric else "separability"
+        entry: Row = {"metric": metric, "measure": kind, "layer": row["layer"]}
+        entry |= {"contrast": f"{main.first} - {main.second}", "value": row["accuracy"]}
+        entry |= {
+            key: row.get(key) for key in ("ci_low", "ci_high", "chance", "control", "control_name", "selectivity")
+        }
+        entry |= {key: row.get(key) for key in ("p_value", "p_adjusted", "p_note", "auc", "balanced_accuracy")}
+        entry |= {"n_prompts": main.n_prompts, "n_families": main.n_families, "detail": i >= len(headlines)}
+        rows.append({key: value for key, value in entry.items() if key != "p_note" or value})
+    return rows
+
+
+def _contrasts(prompts: Prompts, n_permutations: int, n_bootstrap: int, seed: int) -> tuple[Contrast, ...]:
+    """Return the main contrast first, then every other pair of categories with at least 3 prompts each."""
+    counts = prompts.counts
+    names = list(counts)
+    first, second = ("risk", "safe") if {"risk", "safe"} <= set(names) else (names[1], names[0])
+    pairs = [(first, second)]
+    enough = [name for name in names if counts[name] >= 3]
+    pairs += [(a, b) for a, b in combinations(enough, 2) if {a, b} != {first, second}]
+    return tuple(
+        contrast(prompts, a, b, n_permutations=n_permutations, n_bootstrap=n_bootstrap, seed=seed) for a, b in pairs
+    )
+
+
+def _planted(
+    lm: LanguageModel, source: str | os.PathLike[str] | None, options: Options, forced: Generation
+) -> dict[str, float] | None:
+    """Return the planted gaps of an organism on prompts of its language, by mode; None for every other model."""
+    from lmprobe.organisms.folder import TRUTH, read_organism
+    from lmprobe.organisms.truth import planted_traces
+
+    if source is None or not (Path(source) / TRUTH).is_file():
+        return None
+    strength = read_organism(Path(source)).strength
+    words = [str(word) for word in lm.tokenizer.convert_ids_to_tokens(list(forced.tokens[0]))]
+    own = planted_traces(options.prompts.texts, strength, tokens=options.max_new_tokens)
+    common = planted_traces(options.prompts.texts, strength, words)
+    if own is None or common is None:
+        return None
+    main = options.contrasts[0]
+    planted = Entropies({"prompt end": own[:, :1], "own text": own, "common text": common}, 0.0)
+    return {mode: round(main.observed(gap(planted.mean(mode)[main.items])), 12) for mode in MODES}
+
+
+def _wanted(models: Sequence[Model] | Model | None) -> list[Model]:
+    if models is None:
+        from lmprobe.organisms.folder import packaged_organisms
+
+        return [organism.folder for organism in packaged_organisms()]
+    if isinstance(models, (str, os.PathLike, LanguageModel)):
+        return [models]
+    if not len(models):
+        raise InputError("terrain needs at least 1 model; got an empty list: leave models out for the organisms")
+    return list(models)
+
+
+def _names(models: Sequence[Model]) -> list[str]:
+    """Return a short name of each model, different ones for different models: folders by their last part."""
+    names: list[str] = []
+    for model in models:
+        if isinstance(model, LanguageModel):
+            name = model.name
+        else:
+            path = Path(model)
+            name = path.resolve().name if path.is_dir() else str(model)
+        base, n = name, 2
+        while name in names:
+            name, n = f"{base} ({n})", n + 1
+        names.append(name)
+    return names
+
+
+def _texts(own: Generation, prompts: Prompts) -> list[Row]:
+    columns = zip(prompts.ids, prompts.categories, own.texts, own.lengths.tolist(), own.finished.tolist(), strict=True)
+    return [
+        {"item": item, "category": category, "text": text, "n_tokens": n, "finished": finished}
+        for item, category, text, n, finished in columns
+    ]
+
+
+def _facts(lm: LanguageModel, name: str, options: Options) -> Row:
+    chat = options.template == "chat" or (options.template == "auto" and lm.has_template)
+    info = {key: lm.info[key] for key in ("architecture", "revision", "weights_hash", "tokenizer_hash", "parameters")}
+    held = [check.name for check in lm.certificate.checks if check.holds]
+    summary = f"{len(held)} of {len(lm.certificate.checks)} checks hold"
+    return {
+        "name": name,
+        **info,
+        "dtype": lm.info["dtype"],
+        "device": lm.info["device"],
+        "template": "chat" if chat else "raw",
+        "certificate": {"summary": summary, **lm.certificate.to_json()},
+    }
+
+
+def _model_notes(lm: LanguageModel, name: str, rows: list[Row], clouds: list[Row], no_twin: bool) -> list[str]:
+    notes = []
+    coupled = [row["mode"] for row in rows if row.get("mean_coupled") and row["measure"] == "alpha"]
+    if coupled:
+        notes.append(
+            f"{name}: alpha is coupled to the mean ({', '.join(dict.fromkeys(coupled))}): the spread differs as the "
+            "means do, so it is no finding of its own"
+        )
+    if massive_first_token(clouds):
+        notes.append(f"{name}: position 0 is massive: it alone makes the first component of the token states")
+    if no_twin:
+        notes.append(f"{name}: no random-weight control (more than {MOST_RANDOM_PARAMETERS:,} parameters)")
+    ignored = not_applied(lm)
+    if ignored:
+        notes.append(f"{name}: decoded greedily; its generation config asks for {', '.join(ignored)}, not applied")
+    return notes

@@ -1,0 +1,183 @@
+"""The result of a terrain: rows in reading order, the notes a reader must know, and the pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmprobe.contrasts import Contrast
+from lmprobe.models import Template
+from lmprobe.prompts import Prompts
+from probecore.provenance import provenance
+from probecore.results import Figure, Result, Row
+
+COMMON_TEXT = "Sure, here is a short plan."
+COLUMNS = (
+    "metric", "model", "value", "ci_low", "ci_high", "planted", "null_low", "null_high", "p_value", "p_adjusted",
+    "n_prompts",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that is the same for all models; contrasts[0] is the main one."""
+
+    prompts: Prompts
+    contrasts: tuple[Contrast, ...]
+    max_new_tokens: int
+    template: Template
+    n_permutations: int
+    n_bootstrap: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """What was measured on one model: rows, tables by name, notes, and facts for the provenance."""
+
+    rows: list[Row]
+    tables: Mapping[str, list[Row]]
+    notes: list[str]
+    facts: Row
+
+
+def terrain_result(
+    found: Sequence[Terrain], names: list[str], options: Options, packaged: bool, command: str
+) -> Result:
+    """Return the result of models measured with the same options; `packaged` says that no model was named."""
+    prompts, main = options.prompts, options.contrasts[0]
+    rows = [row for each in found for row in each.rows]
+    order = list(dict.fromkeys(row["metric"] for row in rows if not row["detail"]))
+    place = {metric: i for i, metric in enumerate(order)}
+    rows.sort(key=lambda row: (row["detail"], place.get(row["metric"], len(place)), 0))
+    tables = {table: tuple(row for each in found for row in each.tables[table]) for table in found[0].tables}
+    facts = provenance(
+        seed=options.seed,
+        device=", ".join(dict.fromkeys(str(each.facts["device"]) for each in found)),
+        command=command,
+        prompts={"source": prompts.source, "hash": prompts.digest, **prompts.counts},
+        max_new_tokens=options.max_new_tokens,
+        permutations=options.n_permutations,
+        bootstrap=options.n_bootstrap,
+        models=[each.facts for each in found],
+    )
+    return Result(
+        kind="terrain",
+        title=(
+            f"Terrain of {', '.join(names)}: {main.is_first.sum()} {main.first} against {(~main.is_first).sum()} "
+            f"{main.second} prompts"
+        ),
+        rows=tuple(rows),
+        columns=tuple(name for name in COLUMNS if any(name in row for row in rows)),
+        notes=(*_notes(options, packaged, found), *(note for each in found for note in each.notes)),
+        provenance=facts,
+        tables={**tables, "separability_figure": tuple(_levels(found))},
+        figures=_figures(options),
+    )
+
+
+def _notes(options: Options, packaged: bool, found: Sequence[Terrain]) -> list[str]:
+    prompts, main = options.prompts, options.contrasts[0]
+    first, second = main.first, main.second
+    templates = list(dict.fromkeys(str(each.facts["template"]) for each in found))
+    notes = []
+    if packaged:
+        notes.append(
+            "no --model was given: these are the packaged organisms, tiny SYNTHETIC models of an artificial language "
+            "with planted alignment (strength 0, .25, .5, 1); nothing here is a finding about a real language model"
+        )
+    per = "pairs of one prompt each" if main.paired else "families"
+    notes += [
+        f"gap = mean({first}) - mean({second}): below 0, {first} prompts leave less open; the unit is the prompt "
+        f"({main.n_prompts} prompts, {main.n_families} {per}), never the token; entropies of raw logits, up to and "
+        f"including the first end token of at most {options.max_new_tokens}",
+        _exchange(main, options),
+        f"template {' and '.join(templates)}; common text forced on every prompt: {COMMON_TEXT!r}",
+        f"alpha = 1 - var({second}) / var({first}) lies in (-inf, 1], not [0, 1]; read it against its null range; LVR "
+        f"= half the log of the variance ratio",
+        "separability is the accuracy on unseen families; the best control is that of word counts, length and, where "
+        "made, the same layer with random weights; p adj. accounts for the choice of the layer",
+        "C1: only its sign means something, and word order alone can move it: compare its embedding control in the "
+        "details. C2 and C3 are biased and stand in the details only",
+    ]
+    if not prompts.has_families:
+        notes.append("the prompts name no families: each counts as its own, so similar wordings may leak into tests")
+    for other in options.contrasts:
+        if other.left_out:
+            notes.append(
+                f"{other.first} against {other.second} leaves out {other.left_out} prompts of families with one only"
+            )
+    if not main.paired:
+        sizes = [np.mean([len(t.split()) for t in prompts.of(name).texts]) for name in (first, second)]
+        notes.append(f"prompts are not matched: {sizes[0]:.1f} words in {first}, {sizes[1]:.1f} in {second}")
+    return notes
+
+
+def _exchange(main: Contrast, options: Options) -> str:
+    if main.reason:
+        return f"no p by exchange: {main.reason}"
+    how = "all" if main.exhaustive else f"{main.labelings.shape[1] - 1}"
+    where = "inside families" if main.paired else "as the families allow"
+    return (
+        f"p: {how} exchanges of the categories {where}, two-sided, (b + 1) / (m + 1); p adj.: Holm over the three "
+        f"modes, max-T over layers; intervals: {options.n_bootstrap} resamples of whole families, or t over families"
+    )
+
+
+def _levels(found: Sequence[Terrain]) -> list[Row]:
+    """Return the layers of every model, and word counts and length once, as a level without a layer."""
+    rows = [row for each in found for row in each.tables["separability"]]
+    layers = [row for row in rows if "control_name" in row]
+    surface = {row["layer"]: row for row in rows if row["layer"] in ("bag of words", "length")}
+    return [*layers, *({**row, "layer": None, "model": name} for name, row in surface.items())]
+
+
+def _figures(options: Options) -> tuple[Figure, ...]:
+    main = options.contrasts[0]
+    return (
+        Figure(
+            name="entropy_by_token",
+            chart="lines",
+            table="entropy_by_token",
+            title="Entropy by generated token",
+            caption=(
+                "Mean entropy of the next token over the prompts of a category, own greedy text; a step counts the "
+                "prompts that have not ended, at least 3. The band is the .95 t interval over families."
+            ),
+            options={"x": "token", "y": "entropy", "series": "category", "facet": "model", "columns": 2,
+                     "x_title": "Generated token", "y_title": "Entropy (nats)", "zero": True},
+        ),
+        Figure(
+            name="entropy_gap",
+            chart="bars_with_intervals",
+            table="entropy_gaps",
+            title=f"Entropy gap, {main.first} - {main.second}",
+            caption="Left of 0: risk prompts leave less open. Whiskers are .95 family bootstrap intervals.".replace(
+                "risk", main.first
+            ),
+            options={"label": "mode", "series": "model", "value_title": "Gap (nats)"},
+        ),
+        Figure(
+            name="separability_by_layer",
+            chart="layer_profile",
+            table="separability_figure",
+            title=f"How well each layer tells {main.first} from {main.second}",
+            caption=(
+                "Accuracy of a ridge probe at the prompt's end, on families it has not seen. Dotted: what word counts "
+                "and length alone give. The band is the .95 interval over resampled and refitted families."
+            ),
+            options={"x": "layer", "y": "accuracy", "series": "model", "chance": "chance", "p": "p_adjusted"},
+        ),
+        Figure(
+            name="map",
+            chart="scatter",
+            table="map",
+            title="Prompts on the first two principal components",
+            caption=(
+                "States of the last block at the prompt's end; axes differ between panels. Distinct places alone show "
+                "nothing: different words are enough for that."
+            ),
+            options={"x": "pc1", "y": "pc2", "series": "category", "facet": "model", "columns": 2,
+                     "x_title": "PC 1", "y_title": "PC 2"},
+        ),
+    )  # fmt: skip

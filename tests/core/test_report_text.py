@@ -110,13 +110,16 @@ def test_every_value_in_the_table_is_the_record_rounded() -> None:
         )
 
 
-def test_metrics_of_different_size_are_rounded_by_row() -> None:
+def test_metrics_of_different_size_are_rounded_each_by_itself() -> None:
+    """Rows of one metric are rounded alike, so that they can be compared down the column."""
     rows = [
         {"metric": "alpha", "value": 0.31, "ci_low": 0.1, "ci_high": 0.5},
         {"metric": "KL", "value": 1234.5, "ci_low": 9.1, "ci_high": 2000.2},
+        {"metric": "KL", "value": 0.25, "ci_low": 0.1, "ci_high": 0.3},
     ]
     value, interval = format_table(rows).columns[1:]
-    assert value.cells == ("0.310", "1234") and interval.cells == ("[0.100, 0.500]", "[9, 2000]")
+    assert value.cells == ("0.310", "1234.5", "0.2")
+    assert interval.cells == ("[0.100, 0.500]", "[9.1, 2000.2]", "[0.1, 0.3]")
 
 
 def test_an_interval_rounds_as_its_estimate_does() -> None:
@@ -207,6 +210,25 @@ def test_a_column_that_is_folded_away_is_still_said() -> None:
     assert "In every row:" in text and re.search(r"Prompts\s40", text)
 
 
+def test_a_long_name_of_a_block_runs_down_its_rows() -> None:
+    name = "participation ratio of the states after the last block"
+    wide = {f"column_{i}": 0.5 for i in range(7)}
+    rows = [{"metric": name, "model": m, **wide} for m in ("base", "aligned", "other")]
+    rows += [{"metric": name + ", one row", "model": "base", **wide}]
+    lines = render(Result("x", tuple(rows)), 80).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("participation"))
+    block = lines[first : lines.index("", first)]
+    assert (
+        len(block) >= 3
+        and [model in line for model, line in zip(("base", "aligned", "other"), block, strict=False)] == [True] * 3
+    )
+    before_model = [
+        line.replace("base", "|").replace("aligned", "|").replace("other", "|").split("|")[0] for line in block
+    ]
+    assert " ".join(" ".join(before_model).split()).startswith("participation ratio of")
+    assert set(name.split()) <= set(" ".join(line.split("0.500")[0] for line in block).split())
+
+
 def test_numbers_are_never_cut_even_where_there_is_no_room() -> None:
     text = render(Result("x", ({f"n{i}": 0.123456 + i for i in range(20)}, {f"n{i}": 0.5 for i in range(20)})), 40)
     for i in range(10):
@@ -239,7 +261,10 @@ def test_how_it_was_made_names_hashes_and_the_certificate() -> None:
             "seed": 1,
             "versions": {"torch": "2.11.0"},
             "codec": {"name": "embedded", "hash": "ab", "certificate": {"batch": True, "lens": {"passed": False}}},
-            "models": [{"name": "org/a", "revision": "r1"}, {"name": "org/b", "revision": "r2"}],
+            "models": [
+                {"name": "org/a", "revision": "r1", "dtype": "float32"},
+                {"name": "org/b", "revision": "r2", "dtype": "float32"},
+            ],
             "speakers": ["s1", "s2", "s3", "s4", "s5"],
             "settings": {"split": "session", "window_s": 3.0, "permutations": 999, "strict": True},
             "nothing": None,
@@ -247,7 +272,7 @@ def test_how_it_was_made_names_hashes_and_the_certificate() -> None:
     )
     assert made == (
         "Made by: seed 1; torch 2.11.0; codec embedded (hash ab, certificate: 1 of 2 checks passed (not: lens)); "
-        "model org/a (revision r1); model org/b (revision r2); 5 speakers; "
+        "2 models (dtype float32); model org/a (revision r1); model org/b (revision r2); 5 speakers; "
         "settings: split session, window 3 s, permutations 999, strict True."
     )
     assert describe({}) == ""

@@ -1,8 +1,8 @@
 """A table as one would publish it: records to headings and aligned, rounded cells. Text and HTML both show it.
 
 Conventions. `*_low` and `*_high` become one interval cell [low, high]. A number keeps three decimals below 10, two
-below 100, one below 1000; small quantities keep three significant digits; where a `metric` column makes rows
-incommensurable this is decided by row, else by column, and an interval rounds as its estimate does. A p-value is
+below 100, one below 1000; small quantities keep three significant digits; this is decided by column, or
+where there is a `metric` column for each metric by itself, and an interval rounds as its estimate does. A p-value is
 never 0: .001 has three decimals, smaller ones four, then "<.0001". A null is "—", and where the record has
 `<name>_note` (p_note, ci_note) the reason becomes a footnote of that cell. `*_note`, `ci_level` and
 `detail` are not columns.
@@ -175,23 +175,29 @@ def _is_p(name: str) -> bool:
 def _places(
     groups: Sequence[tuple[str, ...]], kinds: Sequence[Kind], rows: Sequence[Row]
 ) -> dict[tuple[str, ...], list[int | None]]:
-    """Decide the decimals of every column and row; an interval shares those of the estimate left of it."""
-    by_row = any("metric" in row for row in rows)
+    """Decide the decimals of every column and metric; an interval shares those of the estimate left of it."""
+    alike = [row.get("metric") for row in rows]
     places: dict[tuple[str, ...], list[int | None]] = {}
     estimate: tuple[str, ...] = ()
     for names, kind in zip(groups, kinds, strict=True):
         together = (*estimate, *names) if kind == "interval" else names
-        numbers = [[row[n] for n in together if isinstance(row.get(n), float)] for row in rows]
-        if set(together[0].split("_")) & set(RATES):
-            places[names] = [3] * len(rows)
-        elif by_row:
-            places[names] = [places_for(values) for values in numbers]
-        else:
-            places[names] = [places_for(v for values in numbers for v in values)] * len(rows)
+        numbers: dict[Any, list[float]] = {metric: [] for metric in alike}
+        for metric, row in zip(alike, rows, strict=True):
+            numbers[metric] += [row[name] for name in together if isinstance(row.get(name), float)]
+        rate = bool(set(together[0].split("_")) & set(RATES))
+        places[names] = [3 if rate else _places_together(numbers[metric]) for metric in alike]
         if kind == "interval" and estimate:
             places[estimate] = places[names]
         estimate = names if kind == "number" else ()
     return places
+
+
+def _places_together(values: Sequence[float]) -> int | None:
+    """Return the decimals of values that stand below each other: the largest decides, small ones add one."""
+    largest = places_for(values)
+    if largest is None or largest >= 3 or not any(0 < abs(v) < 1 for v in values):
+        return largest
+    return largest + 1
 
 
 def _cells(

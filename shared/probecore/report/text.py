@@ -68,13 +68,17 @@ def _fact(name: str, fact: Any) -> list[str]:  # noqa: ANN401
         return [f"{name}: {_certificate(fact)}"]
     if isinstance(fact, Mapping) and "name" in fact:
         own = [part for key, value in fact.items() if key != "name" for part in _fact(key.replace("_", " "), value)]
-        return [f"{name} {fact['name']}" + (f" ({', '.join(own)})" if own else "")]
+        return [f"{name} {fact['name']}".strip() + (f" ({', '.join(own)})" if own else "")]
     if isinstance(fact, Mapping):
         own = [part for key, value in fact.items() for part in _fact(key.replace("_", " "), value)]
         return [f"{name}: {', '.join(own)}"] if own else []
     if isinstance(fact, (list, tuple)) and fact:
         if all(isinstance(value, Mapping) and "name" in value for value in fact):
-            return [part for value in fact for part in _fact(name.removesuffix("s"), value)]
+            shared = {k: v for k, v in fact[0].items() if k != "name" and all(value.get(k) == v for value in fact)}
+            shared = shared if len(fact) > 1 else {}
+            different = [{k: v for k, v in value.items() if k not in shared} for value in fact]
+            said = _fact("", {"name": f"{len(fact)} {name}", **shared}) if shared else []
+            return said + [part for value in different for part in _fact(name.removesuffix("s"), value)]
         few = len(fact) <= 4 and not any(isinstance(value, (list, tuple, Mapping)) for value in fact)
         return [f"{name} {', '.join(map(str, fact))}" if few else f"{len(fact)} {name}"]
     if fact is None or (isinstance(fact, (str, list, tuple)) and not fact):
@@ -121,17 +125,22 @@ def _lines(table: Table, width: int) -> list[str]:
         words = [([""] * (height - len(heads[c.names])) + heads[c.names])[i] for c in columns]
         lines.append(_line(words, columns, widths))
     lines.append(rule)
+    rest: list[str] = []  # what is left of a block's name that takes several lines
     for row in range(table.n_rows):
-        if row in table.starts[1:]:
-            lines.append("")
-        shown = [column.cells[row] for column in columns]
-        if table.repeats(row):
-            shown[0] = ""
-        broken = [
-            textwrap.wrap(cell, w) or [""] if len(cell) > w else [cell] for cell, w in zip(shown, widths, strict=True)
+        cells = [
+            textwrap.wrap(column.cells[row], w) or [""] if len(column.cells[row]) > w else [column.cells[row]]
+            for column, w in zip(columns, widths, strict=True)
         ]
-        for i in range(max(map(len, broken))):
-            lines.append(_line([cell[i] if i < len(cell) else "" for cell in broken], columns, widths))
+        if table.repeats(row):
+            cells[0] = [rest.pop(0)] if rest else [""]
+        else:
+            lines += [_line([name] + [""] * (len(columns) - 1), columns, widths) for name in rest]
+            lines += [""] if row in table.starts[1:] else []
+            goes_on = row + 1 < table.n_rows and table.repeats(row + 1)
+            cells[0], rest = (cells[0][:1], cells[0][1:]) if goes_on else (cells[0], [])
+        for i in range(max(map(len, cells))):
+            lines.append(_line([cell[i] if i < len(cell) else "" for cell in cells], columns, widths))
+    lines += [_line([name] + [""] * (len(columns) - 1), columns, widths) for name in rest]
     lines.append(rule)
     if constant:
         said = ", ".join(f"{column.heading} {column.cells[0].strip()}" for column in constant)

@@ -8,29 +8,24 @@ first end token; everything after it is NaN.
 
 Decoding is plain: greedy, or sampling at a temperature. What a checkpoint's own generation config asks for (sampling,
 penalties, beams) is not applied and is listed in `info["not applied"]`. Prompts are padded on the left, positions
-counted from the mask. The model's own `generate` feeds the model, so every cache transformers knows works; which token
-is chosen is decided here.
+counted from the mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from lmprobe.capture import model_record, to_numpy
-from lmprobe.inputs import Progress, length_batches, pad, run_batches
+from lmprobe.decoding import Decoding
+from lmprobe.inputs import Progress, length_batches, run_batches
 from lmprobe.models import LanguageModel, Prompt, Template
-from lmprobe.taps import tapped
 from probecore.activations import Activations, Label
 from probecore.errors import InputError
-from probecore.seeds import generator
 from probecore.validation import at_least
 
 
@@ -130,11 +125,11 @@ def generate(
     if temperature is not None and common is not None:
         raise InputError("a forced continuation leaves nothing to sample; give either forced or temperature")
     rows = lm.format_all(prompts, system, template, room=steps)
-    job = _Job(lm, rows, steps, prompt_names, step_names, common, temperature, seed, use_cache)
+    run = Decoding(lm, rows, steps, prompt_names, step_names, common, temperature, seed, use_cache)
     padded = lm.certificate.holds("left padding")
     lengths = [len(row) + steps for row in rows]
     batches = length_batches(lengths, 1 if deterministic else batch_tokens, padded=padded)
-    run_batches(batches, job.run, len(rows), progress)
+    run_batches(batches, run.batch, len(rows), progress)
     info = {
         **model_record(lm),
         "decoding": "forced" if common is not None else "greedy" if temperature is None else f"T = {temperature:g}",
@@ -145,7 +140,7 @@ def generate(
         "not applied": not_applied(lm),
         "note": "" if padded or deterministic else "batches hold prompts of one length: padding changes the states",
     }
-    return job.result(info)
+    return _result(run, info)
 
 
 def continuation_ids(lm: LanguageModel, continuation: str | Sequence[int]) -> list[int]:
@@ -173,184 +168,27 @@ def not_applied(lm: LanguageModel) -> dict[str, Any]:
     return {name: v for name, v in asked.items() if v not in (None, False) and v != getattr(plain, name, None)}
 
 
-@dataclass
-class _Job:
-    """The results of all prompts, filled batch by batch; arrays as in `Generation`."""
-
-    lm: LanguageModel
-    rows: list[list[int]]
-    n_steps: int
-    prompt_names: tuple[str, ...]
-    step_names: tuple[str, ...]
-    forced: list[int] | None
-    temperature: float | None
-    seed: int
-    use_cache: bool
-
-    def __post_init__(self) -> None:
-        shape = (len(self.rows), self.n_steps)
-        self.tokens = np.full(shape, -1, dtype=np.int64)
-        self.entropy, self.log_prob, self.top_prob = (np.full(shape, np.nan) for _ in range(3))
-        self.prompt_end: dict[str, Tensor] = {}
-        self.steps: dict[str, Tensor] = {}
-        stops = set() if self.forced is not None else set(self.lm.stop_ids)
-        self.stops = np.asarray(sorted(stops), dtype=np.int64)
-
-    def run(self, batch: NDArray[np.int64]) -> None:
-        """Decode one batch."""
-        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-
-        model = self.lm.model
-        ids, mask = pad([self.rows[i] for i in batch], self.lm.pad_id, "left")
-        walk = _Walk(self, batch)
-        config = GenerationConfig(
-            max_new_tokens=self.n_steps + 1,  # one more step to reach the last token's state; `_Walk` ends it
-            do_sample=False,
-            num_beams=1,
-            use_cache=self.use_cache,
-            pad_token_id=self.lm.pad_id,
-        )
-        arguments: dict[str, Any] = {"attention_mask": mask.to(self.lm.device)} if self._masked() else {}
-        names = self.lm.sites.select([*self.prompt_names, *self.step_names])
-        taps = tapped(self.lm.sites, names, lambda slot, h: walk.state(names[slot], h)) if names else nullcontext()
-        seen = model.register_forward_hook(walk.logits)
-        try:
-            with torch.no_grad(), _own_generation_config(model), taps:
-                model.generate(
-                    ids.to(self.lm.device),
-                    generation_config=config,
-                    logits_processor=LogitsProcessorList([walk.choose]),
-                    stopping_criteria=StoppingCriteriaList([walk.stop]),
-                    **arguments,
-                )
-        finally:
-            seen.remove()
-
-    def result(self, info: Mapping[str, Any]) -> Generation:
-        """Return everything as a `Generation`."""
-        ends = np.isin(self.tokens, self.stops)
-        lengths = (self.tokens >= 0).sum(axis=1)
-        tokens = tuple(tuple(row[:n].tolist()) for row, n in zip(self.tokens, lengths, strict=True))
-        after = np.arange(self.n_steps)[None] >= lengths[:, None]
-        steps = {name: to_numpy(self.steps[name]) for name in self.step_names}
-        for values in steps.values():
-            values[after] = np.nan
-        return Generation(
-            prompts=tuple(map(tuple, self.rows)),
-            tokens=tokens,
-            texts=tuple(self.lm.text(row) for row in tokens),
-            finished=np.asarray(ends.any(axis=1)),
-            lengths=lengths,
-            entropy=self.entropy,
-            log_prob=self.log_prob,
-            top_prob=self.top_prob,
-            prompt_end={name: to_numpy(self.prompt_end[name]) for name in self.prompt_names},
-            steps=steps,
-            info=info,
-        )
-
-    def _masked(self) -> bool:
-        return bool(self.lm.certificate.facts["attention_mask"])
-
-
-class _Walk:
-    """One batch on its way: what the model shows at each step, which token each row takes, when to end.
-
-    Prompts are padded on the left, so the newest token of every row is the last position of whatever the model is
-    given: the prompt, one token on a cache, or the whole text without one.
-    """
-
-    def __init__(self, job: _Job, batch: NDArray[np.int64]) -> None:
-        self.job, self.batch = job, batch
-        self.items = torch.from_numpy(batch)
-        self.chosen = 0  # tokens chosen so far
-        self.running = np.ones(len(batch), dtype=bool)  # rows without an end token so far
-        self.ended = False
-        self.last: Tensor | None = None
-        names = ("generate", "sample")
-        self.chance = [generator(job.seed, *names, int(i)) for i in batch] if job.temperature else []
-
-    def state(self, layer: str, hidden: Tensor) -> None:
-        """Keep the newest token's state: the prompt's end, then generated token `chosen - 1`."""
-        if self.chosen == 0 and layer in self.job.prompt_names:
-            newest = hidden[:, -1].to("cpu")
-            self._buffer(self.job.prompt_end, layer, newest)[self.items] = newest
-        elif 0 < self.chosen <= self.job.n_steps and layer in self.job.step_names:
-            newest = hidden[:, -1].to("cpu")
-            self._buffer(self.job.steps, layer, newest)[self.items, self.chosen - 1] = newest
-
-    def logits(self, module: Any, args: Any, output: Any) -> None:  # noqa: ANN401
-        """Keep the raw next-token logits of a forward pass of the whole model."""
-        self.last = output.logits[:, -1]
-
-    def choose(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Choose every row's next token, measure, and return scores that leave no other choice."""
-        taken = np.full(len(self.batch), self.job.lm.pad_id, dtype=np.int64)
-        self.ended = not self.running.any() or self.chosen == self.job.n_steps
-        if not self.ended:
-            assert self.last is not None
-            taken = self._choose(self.last)
-        only = torch.full_like(scores, -torch.inf)
-        return only.scatter_(1, torch.from_numpy(taken).to(scores.device)[:, None], 0.0)
-
-    def stop(self, ids: Tensor, scores: Tensor, **more: Any) -> Tensor:  # noqa: ANN401
-        """End when the state of every row's last token has been seen, or at once where no such state is kept."""
-        over = self.ended or (not self.job.step_names and (not self.running.any() or self.chosen == self.job.n_steps))
-        return torch.full((ids.shape[0],), over, dtype=torch.bool, device=ids.device)
-
-    def _choose(self, raw: Tensor) -> NDArray[np.int64]:
-        job, t = self.job, self.chosen
-        logits = (raw.cpu() if raw.device.type == "mps" else raw).double()
-        log_p = torch.log_softmax(logits, dim=-1)
-        if job.forced is not None:
-            best = torch.full((len(self.batch),), job.forced[t], device=logits.device)
-        elif job.temperature is not None:
-            best = self._sample(torch.softmax(logits / job.temperature, dim=-1))
-        else:
-            best = raw.argmax(dim=-1).to(logits.device)
-        entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
-        measured = torch.stack([entropy, log_p.gather(1, best[:, None])[:, 0], log_p.max(dim=-1).values.exp()])
-        values, taken = measured.cpu().numpy(), best.cpu().numpy().astype(np.int64)
-        if not np.isfinite(values[0]).all():
-            bad = self.batch[~np.isfinite(values[0])]
-            raise InputError(
-                f"next-token logits must be numbers; those of prompt {bad[0]} at step {t} are NaN or infinite: "
-                "load the model in float32 or bfloat16"
-            )
-        rows = self.batch[self.running]
-        for array, column in zip((job.entropy, job.log_prob, job.top_prob), values, strict=True):
-            array[rows, t] = column[self.running]
-        job.tokens[rows, t] = taken[self.running]
-        taken[~self.running] = job.lm.pad_id
-        self.running &= ~np.isin(taken, job.stops)
-        self.chosen += 1
-        return taken
-
-    def _sample(self, p: Tensor) -> Tensor:
-        """Draw from each row's distribution by inverting its cumulative sum at that prompt's own uniform number."""
-        u = torch.tensor([chance.random() for chance in self.chance], dtype=torch.float64, device=p.device)
-        cumulative = p.cumsum(dim=-1)
-        drawn = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0]
-        return drawn.clamp(max=p.shape[1] - 1)
-
-    def _buffer(self, where: dict[str, Tensor], layer: str, like: Tensor) -> Tensor:
-        if layer not in where:
-            steps = () if where is self.job.prompt_end else (self.job.n_steps,)
-            where[layer] = torch.zeros(len(self.job.rows), *steps, like.shape[1], dtype=like.dtype)
-        return where[layer]
-
-
-@contextmanager
-def _own_generation_config(model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Keep the checkpoint's generation config out of a call of `generate`, which merges it into the one it is given."""
-    from transformers import GenerationConfig
-
-    theirs = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = theirs
+def _result(run: Decoding, info: Mapping[str, Any]) -> Generation:
+    ends = np.isin(run.tokens, run.stops)
+    lengths = (run.tokens >= 0).sum(axis=1)
+    tokens = tuple(tuple(row[:n].tolist()) for row, n in zip(run.tokens, lengths, strict=True))
+    after = np.arange(run.n_steps)[None] >= lengths[:, None]
+    steps = {name: to_numpy(run.steps[name]) for name in run.step_names}
+    for values in steps.values():
+        values[after] = np.nan
+    return Generation(
+        prompts=tuple(map(tuple, run.rows)),
+        tokens=tokens,
+        texts=tuple(run.lm.text(row) for row in tokens),
+        finished=np.asarray(ends.any(axis=1)),
+        lengths=lengths,
+        entropy=run.entropy,
+        log_prob=run.log_prob,
+        top_prob=run.top_prob,
+        prompt_end={name: to_numpy(run.prompt_end[name]) for name in run.prompt_names},
+        steps=steps,
+        info=info,
+    )
 
 
 def _kept(layer: str, kept: Mapping[str, Any]) -> str:

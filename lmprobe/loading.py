@@ -1,7 +1,9 @@
 """Loading: a hub name or a local folder becomes a `LanguageModel`, or one line that says what to do.
 
-Nothing is printed on standard output. A local folder never touches the network. A checkpoint whose weights do not
-fill the model is refused: transformers would fill the rest with random numbers.
+Nothing is printed on standard output. A local folder never touches the network. A hub name is resolved to one commit
+first, so that configuration, tokenizer and weights belong together and the revision is known; without a network the
+cache answers. A checkpoint whose weights do not fill the model is refused: transformers would fill the rest with random
+numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import torch
 
 from lmprobe.models import LanguageModel, wrap_model
 from probecore.errors import InputError, shorten
+
+_NOT_THERE = ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError")
 
 
 def open_model(
@@ -45,9 +49,11 @@ def open_model(
     name = os.fspath(name_or_path)
     folder = _folder(name)
     source = str(folder) if folder is not None else name
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": folder is not None}
-    if folder is None and revision is not None:
-        options["revision"] = revision
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    if folder is None:
+        commit = _commit(name, revision)
+        options |= {"revision": commit or revision, "local_files_only": commit is None}
+        revision = commit or revision
     with _quietly(quiet):
         config = _load("the configuration", name, folder, _config, source, options)
         if getattr(config, "is_encoder_decoder", False):
@@ -78,6 +84,18 @@ def resolve_device(device: str) -> str:
     if missing:
         raise InputError(f"device {device!r} is not there on this machine: take --device cpu")
     return device
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """Return the commit of the hub that a name and revision stand for, None where the hub does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name, revision=revision, timeout=10).sha
+    except Exception as error:  # which one depends on the hub client: requests or httpx, offline mode, a time-out
+        if type(error).__name__ in (*_NOT_THERE, "GatedRepoError"):
+            raise InputError(_explain("the model", name, None, error)) from error
+        return None  # the cache may still have it
 
 
 def _config(source: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -122,7 +140,7 @@ def _explain(what: str, shown: str, folder: Path | None, error: Exception) -> st
         return f"{shown} is gated on the hub: accept its licence there and log in (hf auth login)"
     if "trust_remote_code" in text:
         return f"{shown} brings its own code: read it, then pass trust_remote_code=True"
-    if chain & {"RepositoryNotFoundError", "RevisionNotFoundError"} or "not a valid model identifier" in text:
+    if chain & set(_NOT_THERE) or "not a valid model identifier" in text:
         return f"the hub must have {shown}; it has no such model or revision: check the name, or give a folder"
     if "Unrecognized configuration class" in text:
         return f"{shown} must be a causal language model; transformers knows no such head for it: open another model"

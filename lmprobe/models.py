@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lmprobe.certificate import Certificate, certify
+from lmprobe.certificate import Certificate
+from lmprobe.certify import certify
 from lmprobe.fingerprint import template_hash, tokenizer_hash, weights_hash
 from lmprobe.inputs import device_of
 from lmprobe.sites import Sites, find_sites

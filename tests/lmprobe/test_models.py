@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import transformers
 from zoo import PROMPTS, TEMPLATE, S, opened, tiny, tokenizer
 
-from lmprobe import capture, generate, open_model, wrap_model
+from lmprobe import capture, generate, loading, open_model, wrap_model
 from lmprobe.fingerprint import weights_hash
 from probecore import InputError
 
@@ -200,6 +201,50 @@ def test_errors_say_what_to_do(folder, tmp_path, capfd):
     if not torch.cuda.is_available():
         assert "device 'cuda' is not there" in _message(folder, device="cuda")
     assert capfd.readouterr().out == ""
+
+
+class GatedRepoError(Exception):
+    """Named as the hub client names it."""
+
+
+class RepositoryNotFoundError(Exception):
+    """Named as the hub client names it."""
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (GatedRepoError(), "org/name is gated on the hub: accept its licence there and log in"),
+        (RepositoryNotFoundError(), "the hub must have org/name; it has no such model or revision"),
+        (TimeoutError(), "must be in the cache or on the network; neither answers"),
+    ],
+)
+def test_answers_of_the_hub(monkeypatch, answer, message):
+    def model_info(*args, **options):
+        raise answer
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    assert message in _message("org/name", device="cpu")
+
+
+def test_a_hub_name_is_pinned_to_one_commit(monkeypatch, folder):
+    """The commit the hub gives is what all three parts are loaded at, and what results carry."""
+    asked = []
+
+    def from_folder(load):
+        def loaded(source, options):
+            asked.append((source, options["revision"], options["local_files_only"]))
+            return load(str(folder), {k: v for k, v in options.items() if k != "revision"})
+
+        return loaded
+
+    commit = types.SimpleNamespace(sha="c0ffee")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, revision, timeout: commit)
+    for part in ("_config", "_tokenizer", "_weights"):
+        monkeypatch.setattr(loading, part, from_folder(getattr(loading, part)))
+    lm = open_model("org/name", revision="v1", device="cpu", quiet=True)
+    assert asked == [("org/name", "c0ffee", False)] * 3
+    assert lm.name == "org/name" and lm.info["revision"] == "c0ffee"
 
 
 def _message(*args, **options):

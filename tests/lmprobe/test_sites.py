@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
-from zoo import KNOWN, opened, tiny, tokenizer
+from zoo import KNOWN, S, opened, tiny, tokenizer
 
 from lmprobe import wrap_model
 from lmprobe.sites import find_sites, residual_of, rows_of, unwrap
@@ -78,6 +79,20 @@ def test_the_text_stack_is_taken_before_another_of_equal_length():
     model = tiny("llama")
     model.tower = nn.ModuleList(nn.Linear(64, 512) for _ in range(3))  # shallower and larger than model.layers
     assert find_sites(model).blocks_path == "model.layers"
+
+
+def test_a_vision_language_wrapper_is_read_at_its_text_stack():
+    """Gemma 3 with a vision tower of as many blocks as the decoder, opened as a causal language model."""
+    tower = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28)
+    config = transformers.Gemma3Config(
+        text_config=dict(S, head_dim=16, sliding_window=8),
+        vision_config=dict(tower, patch_size=14),
+        mm_tokens_per_image=4,
+        image_token_index=100,
+    )
+    lm = wrap_model(transformers.AutoModelForCausalLM.from_config(config), tokenizer())
+    assert "vision" not in lm.sites.blocks_path and lm.certificate.check("taps").gap == 0
+    assert lm.certificate.holds("read-out")
 
 
 def test_several_residual_streams_are_laid_side_by_side_and_back():

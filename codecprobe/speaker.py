@@ -1,13 +1,13 @@
 """The speaker probe: how much of who is speaking each layer carries, and what it adds to the layers before it.
 
-Design. Items are windows of one length, one per clip. Folds leave one session out, because a recording recognises
-itself: chapters of one reader are told apart as easily as readers. The p-value re-assigns whole sessions to
-speakers and refits, because that is how the label came about; permuting clips is wrong in either direction. Where
-every speaker has one session, voice and recording cannot be told apart and there is no p-value.
+Design. Items are windows of one length, one per clip. Each fold tests about one session of every speaker, none of
+which the probe has heard, because a recording recognises itself: chapters of one reader are told apart as easily as
+readers. The p-value exchanges whole sessions between speakers inside the folds and refits, because that is how the
+label came about; permuting clips is wrong in either direction. Where every speaker has one session, voice and
+recording cannot be told apart and there is no p-value.
 
-Chance is the mean accuracy over these permutations. It lies below 1/speakers, because the session that is left out
-is missing from its own class; selectivity is the accuracy above it (the control task of Hewitt & Liang 2019 with
-sessions as types).
+Chance is the mean accuracy over these permutations; selectivity is the accuracy above it (the control task of Hewitt
+& Liang 2019 with sessions as types).
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ from codecprobe.corpora.registry import open_corpus
 from codecprobe.representation import FEATURES, Windows, baselines, cut_windows, represent
 from codecprobe.tokenization import TokenizedCorpus, describe, facts_of, tokenize
 from probecore.activations import Activations
+from probecore.devices import device_of
 from probecore.errors import DesignError, InputError, shorten
 from probecore.probes.layers import ProbeResult, probe_layers
 from probecore.probes.solvers import ProbeSpec
@@ -40,7 +41,7 @@ SPLITS = ("session", "utterance")
 MOST_FOLDS = 5
 COLUMNS = (
     "features", "layer", "accuracy", "ci_low", "ci_high", "chance", "selectivity", "p_value", "p_adjusted",
-    "adds", "adds_low", "adds_high", "accuracy_utterance", "n_items", "n_groups",
+    "adds", "adds_low", "adds_high", "accuracy_utterance", "n_items", "n_sessions",
 )  # fmt: skip
 
 
@@ -112,13 +113,13 @@ def speaker_probe(
     rows = [row for features, result, leaky in probes for row in rows_of(features, result, leaky)]
     return Result(
         kind="speaker-probe",
-        title=f"Speaker by layer: {opened.info.name} on {source.name}",
+        title=f"Speaker by layer: codec {opened.info.name}, corpus {source.name}",
         rows=tuple(rows),
         columns=COLUMNS if split == "session" else tuple(c for c in COLUMNS if c != "accuracy_utterance"),
         notes=(*notes_of(tokenized, windows, left_out, split), *_design_notes(probes[0][1])),
         provenance=provenance(
             seed=seed,
-            device=device,
+            device=str(device_of(device)),
             command="codecprobe speaker-probe",
             settings={"split": split, "window_s": window_s, "permutations": n_permutations, "bootstrap": n_bootstrap},
             **facts_of(tokenized),
@@ -199,7 +200,8 @@ def rows_of(features: str, result: ProbeResult, leaky: dict[str, float]) -> list
     """Return the rows of one kind of features; cumulative rows say what the last layer adds."""
     rows = []
     for i, row in enumerate(result.rows):
-        own = {"features": features, **row, "accuracy_utterance": leaky[str(row["layer"])]}
+        own = {"features": features, **row, "n_sessions": row["n_groups"]}
+        own["accuracy_utterance"] = leaky[str(row["layer"])]
         if features == "cumulative" and i > 0:
             step = result.compare(str(row["layer"]), str(result.rows[i - 1]["layer"]))
             own |= {"adds": step["difference"], "adds_low": step["ci_low"], "adds_high": step["ci_high"]}
@@ -292,7 +294,7 @@ def _figures(codec: str, split: str) -> tuple[Figure, ...]:
     unit = "sessions not heard in training" if split == "session" else "clips; sessions stand on both sides"
     return (
         Figure(
-            "speaker-by-layer", "layer_profile", "profile", f"Speaker by layer of {codec}",
+            "speaker-by-layer", "layer_profile", "profile", f"Speaker by layer, codec {codec}",
             f"Cross-validated accuracy on {unit}, with 95 % intervals; dashed: mean over permutations (chance). "
             "Dotted: baselines that need no codec.",
             {"series": "features", "y_title": "Speaker accuracy"},

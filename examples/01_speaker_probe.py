@@ -15,9 +15,8 @@ print(result)
 # %% Rows are plain records
 layers = [row for row in result.rows if row["features"] == "embedding"]
 best = max(layers, key=lambda row: row["accuracy"])
-print(
-    f"\n{best['layer']}: {best['accuracy']:.2f} [{best['ci_low']:.2f}, {best['ci_high']:.2f}], chance {best['chance']:.2f}"
-)
+interval = f"[{best['ci_low']:.2f}, {best['ci_high']:.2f}]"
+print(f"\n{best['layer']}: {best['accuracy']:.2f} {interval}, chance {best['chance']:.2f}")
 
 # %% A codec without the plant does not show it: the control that every finding needs
 flat = speaker_probe("embedded", "embedded-flat", n_permutations=999, n_bootstrap=0, seed=0)

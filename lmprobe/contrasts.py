@@ -220,37 +220,44 @@ def alpha(variance: Callable[[Floats], Floats]) -> Statistic:
 
 def between_variance(means: ArrayLike) -> Callable[[Floats], Floats]:
     """Return reading A1: the variance over prompts of their mean entropy (n,), ddof 1."""
-    values = np.asarray(means, dtype=np.float64)
-    values = values - values.mean()
+    given = np.asarray(means, dtype=np.float64)
+    values = given - given.mean()
 
     def variance(weights: Floats) -> Floats:
         n = weights.sum(0)
-        return np.asarray(((values**2) @ weights - (values @ weights) ** 2 / n) / (n - 1))
+        return _without_rounding(((values**2) @ weights - (values @ weights) ** 2 / n) / (n - 1), given)
 
     return variance
 
 
 def pooled_variance(traces: ArrayLike) -> Callable[[Floats], Floats]:
     """Return reading A2: the variance over all valid tokens of traces (n, T), NaN where not valid; ddof 0."""
-    values = np.asarray(traces, dtype=np.float64)
-    values = values - np.nanmean(values)
+    given = np.asarray(traces, dtype=np.float64)
+    values = given - np.nanmean(given)
     n_tokens, sums, squares = (~np.isnan(values)).sum(1), np.nansum(values, 1), np.nansum(values**2, 1)
 
     def variance(weights: Floats) -> Floats:
         n = n_tokens @ weights
-        return np.asarray((squares @ weights) / n - ((sums @ weights) / n) ** 2)
+        return _without_rounding((squares @ weights) / n - ((sums @ weights) / n) ** 2, given)
 
     return variance
 
 
 def within_variance(traces: ArrayLike) -> Callable[[Floats], Floats]:
     """Return reading A3: the mean over prompts of the variance over their valid tokens, traces (n, T); ddof 0."""
-    own = np.nanvar(np.asarray(traces, dtype=np.float64), axis=1)
+    given = np.asarray(traces, dtype=np.float64)
+    own = np.nanvar(given, axis=1)
 
     def variance(weights: Floats) -> Floats:
-        return np.asarray((own @ weights) / weights.sum(0))
+        return _without_rounding((own @ weights) / weights.sum(0), given)
 
     return variance
+
+
+def _without_rounding(variance: Floats, values: Floats) -> Floats:
+    """Return variances with those that are rounding error of the values set to 0, so that their ratio is undefined."""
+    floor = (1e-12 * np.nanmax(np.abs(values))) ** 2
+    return np.where(variance > floor, variance, 0.0)
 
 
 def _matched(prompts: Prompts, first: str, second: str) -> tuple[NDArray[np.int64], int]:

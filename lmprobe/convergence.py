@@ -4,8 +4,8 @@ Conventions. A trajectory is (T, D): the states at T successive generated tokens
 least squares on t = 0, 1, ...; a negative slope of a log distance means "closer".
 
 C1 step slope         slope of log |h[t+1] - h[t]|. Its null permutes the increments and integrates them again, which
-                      keeps a random walk a random walk. Calibrated; only its SIGN means something, a noise floor
-                      shrinks its size.
+                      keeps a random walk a random walk: calibrated there (.05), while independent points, whose steps
+                      share their ends, reject .10. Only its SIGN means something, a noise floor shrinks its size.
 C2 end slope          slope of log |h[t] - h[T-1]|, and the fraction of steps that come closer to the end. BIASED: a
                       pure random walk gives -0.046 and 87 %. No usable null exists. Never a headline.
 C3 path efficiency    |h[T-1] - h[0]| / sum of step lengths, and the slope of the distance to the trajectory's mean.

@@ -11,7 +11,7 @@ from probecore.errors import InputError
 
 
 def words_of(text):
-    return text[:-1].split() + [text[-1]]
+    return [*text[:-1].split(), text[-1]]
 
 
 def test_packaged_prompts_have_the_promised_numbers():
@@ -52,8 +52,8 @@ def test_no_role_occurs_in_two_families_of_the_paired_prompts():
 def test_own_prompts_from_every_format(tmp_path, suffix):
     records = [
         {"prompt": 'Say "hi", please', "label": "safe", "pair_id": "a", "extra": "x"},
-        {"prompt": "Ünïcode\tand tab" if suffix in (".jsonl", ".json") else "Ünïcode", "label": "risk", "pair_id": "a", "extra": "y"},
-    ]  # fmt: skip
+        {"prompt": "Ünïcode", "label": "risk", "pair_id": "a", "extra": "y"},
+    ]
     path = tmp_path / f"mine{suffix}"
     if suffix in (".csv", ".tsv"):
         import csv

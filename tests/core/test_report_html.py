@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from probecore import Figure, InputError, Result, load_result
-from probecore.report.charts import CHARTS, PALETTE, chart_named
+from probecore.report.charts import CHARTS, chart_named
 from probecore.report.html import draw, save, to_csv
+from probecore.report.panels import PALETTE
 
 SERIES = ("codes", "embeddings")
 ROWS = [

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 
+CACHE = 120_000  # numbers in a batch of layers: what stays in a core's cache
+
 
 def ridge_decisions(
     x: Tensor,
@@ -73,6 +75,9 @@ def ridge_operator(
     """
     n = x.shape[-2]
     if standardize == "fold":
+        step = max(1, CACHE // (x.shape[-2] * x.shape[-1]))
+        if x.ndim == 3 and len(x) > step:
+            return torch.cat([_operator_per_fold(part - part.mean(-2, keepdim=True), folds, alpha) for part in x.split(step)])
         return _operator_per_fold(x - x.mean(-2, keepdim=True), folds, alpha)
     x = standardise_all(x, standardize)
     kernel = x @ x.mT
@@ -131,18 +136,20 @@ def factor(matrix: Tensor) -> Tensor:
 
 def _operator_per_fold(x: Tensor, folds: "Sequence[Fold]", alpha: float | str) -> Tensor:
     n = x.shape[-2]
-    squares = _moments(x)
-    rows = []
-    for train, test in folds:
+    inverses = _inverse_sds(x, folds)
+    z = torch.empty_like(x)  # one buffer for all folds: fresh memory costs more than the product
+    out = x.new_zeros(*x.shape[:-2], sum(len(test) for _, test in folds), n)
+    start = 0
+    for i, (train, test) in enumerate(folds):
         tr, te = _indices(train, x), _indices(test, x)
-        inverse = _inverse_sd(x, tr, te, squares)
-        z = x * inverse.unsqueeze(-2)
+        inverse = inverses[..., i, :]
+        torch.mul(x, inverse.unsqueeze(-2), out=z)
         kernel = z @ z.mT
         penalty = (inverse != 0).sum(-1)[..., None, None].to(x.dtype) if alpha == "trace" else float(alpha)
-        block = kernel.new_zeros(*kernel.shape[:-2], len(test), n)
-        block[..., tr] = _train_operator(kernel[..., tr[:, None], tr], kernel[..., tr[:, None], te], penalty)
-        rows.append(block)
-    return torch.cat(rows, -2)
+        block = _train_operator(kernel[..., tr[:, None], tr], kernel[..., tr[:, None], te], penalty)
+        out[..., start : start + len(test), :].index_copy_(-1, tr, block)
+        start += len(test)
+    return out
 
 
 def _train_operator(k_rr: Tensor, k_rt: Tensor, alpha: Tensor | float) -> Tensor:
@@ -168,7 +175,7 @@ def _primal(x: Tensor, folds: "Sequence[Fold]", y: Tensor, alpha: float | str, s
     keep = complement and len(folds) <= 10 and sum(len(test) for _, test in folds) == n
     grams = [gram_of_features(x[_indices(test, x)]) for _, test in folds] if keep else []
     total = sum(grams[1:], grams[0]) if keep else gram_of_features(x)
-    moments = _moments(x)
+    inverses = _inverse_sds(x, folds)
     # decisions through weights cost 4nd + 2kd^2 per labelling, through the operator 2n^2 after a set-up of 2nd(n + d)
     q, k = y.shape[1], len(folds)
     direct = q * (4 * n * d + 2 * k * d * d) <= 2 * n * d * (n + d) + 2 * q * n * n
@@ -183,7 +190,7 @@ def _primal(x: Tensor, folds: "Sequence[Fold]", y: Tensor, alpha: float | str, s
         else:
             s_r, mean = gram_of_features(x[tr]), x[tr].mean(0)
         s_r.addr_(mean, mean, alpha=-float(len(train)))
-        inverse = _inverse_sd(x, tr, te, moments)
+        inverse = inverses[i]
         if standardize != "fold":
             inverse = (inverse != 0).to(x.dtype)  # a feature that is constant in training has no weight
         s_r.mul_(inverse[:, None]).mul_(inverse)
@@ -223,40 +230,31 @@ def _indices(items: Any, like: Tensor) -> Tensor:  # noqa: ANN401
     return torch.as_tensor(items, dtype=torch.int64, device=like.device)
 
 
-def _inverse_sd_of(x: Tensor) -> Tensor:
-    """Return 1/sd of every feature over the items of centred x, (..., d); 0 where a feature is constant."""
-    variance = x.square().mean(-2)
-    floor = (x.abs().amax(-2) * 10 * torch.finfo(x.dtype).eps).square()
-    return torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), torch.zeros_like(variance))
+def _inverse_sd_of(x: Tensor, size: Tensor | None = None) -> Tensor:
+    """Return 1/sd of every feature over the items of centred x, (..., d); 0 where a feature is constant.
 
-
-def _moments(x: Tensor) -> Tensor:
-    return x.square().sum(-2)
-
-
-def _inverse_sd(x: Tensor, train: Tensor, test: Tensor, squares: Tensor) -> Tensor:
-    """Return 1/sd of every feature over the training items, (..., d); 0 where it is constant there.
-
-    A constant feature has no weight, so 0 gives the same decisions as scikit-learn's scale of 1. Variances come from
-    the totals minus the test items; where that difference lost digits they are computed again from the items.
+    size (..., d): largest absolute value before centring, whose rounding is no variance.
     """
-    n_r = train.shape[0]
-    if n_r + test.shape[0] != x.shape[-2]:
-        part = x[..., train, :]
-        return _centred_inverse(part)
-    left = x[..., test, :]
-    mean = left.sum(-2) / -n_r
-    variance = (squares - left.square().sum(-2)) / n_r - mean.square()
-    lost = variance < 1e-6 * squares / n_r
-    inverse = variance.clamp_min(1e-300).rsqrt()
-    if bool(lost.any()):
-        inverse = torch.where(lost, _centred_inverse(x[..., train, :]), inverse)
-    return inverse
-
-
-def _centred_inverse(part: Tensor) -> Tensor:
-    mean = part.mean(-2, keepdim=True)
-    centred = part - mean
-    variance = centred.square().mean(-2)
-    floor = ((mean.squeeze(-2).abs() + variance.sqrt()) * 10 * torch.finfo(part.dtype).eps).square()
+    variance = x.square().mean(-2)
+    floor = ((x.abs().amax(-2) if size is None else size) * 10 * torch.finfo(x.dtype).eps).square()
     return torch.where(variance > floor, variance.clamp_min(1e-300).rsqrt(), torch.zeros_like(variance))
+
+
+def _inverse_sds(x: Tensor, folds: "Sequence[Fold]") -> Tensor:
+    """Return 1/sd of every feature over the training items of each fold, (..., folds, d); 0 where it is constant there.
+
+    A constant feature has no weight, so 0 gives the same decisions as scikit-learn's scale of 1. x is centred over all
+    items. Variances are mean squares minus squared means; where that lost digits they are computed again from the items.
+    """
+    inside = x.new_zeros(len(folds), x.shape[-2])
+    for i, (train, _) in enumerate(folds):
+        inside[i, _indices(train, x)] = 1 / len(train)
+    squares = inside @ x.square()
+    variance = squares - (inside @ x).square()
+    lost = variance <= 1e-6 * squares
+    inverse = variance.clamp_min(1e-300).rsqrt()
+    for i in lost.reshape(-1, *lost.shape[-2:]).any(0).any(-1).nonzero().flatten().tolist() if bool(lost.any()) else []:
+        columns = lost[..., i, :].reshape(-1, x.shape[-1]).any(0).nonzero().flatten()
+        part = x[..., _indices(folds[i][0], x)[:, None], columns]
+        inverse[..., i, columns] = _inverse_sd_of(part - part.mean(-2, keepdim=True), part.abs().amax(-2))
+    return inverse

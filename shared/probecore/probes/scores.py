@@ -43,23 +43,22 @@ def score_two_classes(decisions: "Tensor", labels: "Tensor", weights: "Tensor | 
     """
     import torch
 
-    one = labels if weights is None else labels * weights
-    tie = TIE * max(abs(float(decisions.max())), abs(float(decisions.min())))
-    all_ones = one.sum(-2)
+    low, high = torch.aminmax(decisions)
+    signs = torch.nn.functional.hardshrink(decisions, TIE * max(abs(float(low)), abs(float(high)))).sign_()  # ties 0
+    targets = 2 * labels - 1
     if weights is None:
-        total = torch.full_like(all_ones, float(labels.shape[-2]))
-        sum_f = decisions.sum(-2)
-        said_one = ((decisions > tie).sum(-2) + (decisions >= -tie).sum(-2)).to(labels.dtype) / 2
+        total, ones = torch.full_like(labels[0], labels.shape[0]), labels.sum(0)
     else:
-        total = weights.sum(-2)
-        sum_f = (decisions * weights).sum(-2)
-        said_one = ((((decisions > tie) + 0.0) + (decisions >= -tie)) * weights).sum(-2) / 2
-    zeros = total - all_ones
-    sum_f1 = (decisions * one).sum(-2)
-    margin = (sum_f1 / all_ones - (sum_f - sum_f1) / zeros) / 2
-    right_one = (((decisions > tie) * one).sum(-2) + ((decisions >= -tie) * one).sum(-2)) / 2
-    right_zero = zeros - (said_one - right_one)
-    return Scores((right_one + right_zero) / total, (right_one / all_ones + right_zero / zeros) / 2, margin)
+        total, ones = weights.sum(0), (labels * weights).sum(0)
+        signs, decisions = signs * weights, decisions * weights
+    zeros = total - ones
+    said_one = (total + signs.sum(-2)) / 2
+    right = (total + (signs * targets).sum(-2)) / 2
+    right_one = (right + said_one - zeros) / 2  # right = one + zero, said_one = one + (zeros - zero)
+    sum_f = decisions.sum(-2)
+    sum_f1 = (sum_f + (decisions * targets).sum(-2)) / 2
+    margin = (sum_f1 / ones - (sum_f - sum_f1) / zeros) / 2
+    return Scores(right / total, (right_one / ones + (right - right_one) / zeros) / 2, margin)
 
 
 def score_classes(decisions: "Tensor", labels: "Tensor", weights: "Tensor | None" = None) -> Scores:

@@ -42,8 +42,8 @@ BACKWARDS = {("probecore.results", "probecore.report.text"), ("probecore.results
 ANALYSES = {
     "codecprobe": {"speaker", "content", "prosody", "usage", "timescales", "layer_ablation", "talker", "claims"},
     "lmprobe": {
-        "terrain", "contrasts", "convergence", "dimension", "entropy", "separability", "trajectories", "potential",
-        "refusal", "abliteration", "lens", "claims", "grokking",
+        "terrain", "contrasts", "convergence", "dimension", "entropy", "perturbation", "separability", "trajectories",
+        "potential", "refusal", "abliteration", "lens", "claims", "grokking",
     },
 }  # fmt: skip
 

@@ -58,6 +58,9 @@ class Decoding:
 
         model = self.lm.model
         ids, mask = pad([self.rows[i] for i in batch], self.lm.pad_id, "left")
+        self.tokens[batch] = -1  # a batch that ran out of memory half way has left something
+        for measured in (self.entropy, self.log_prob, self.top_prob):
+            measured[batch] = np.nan
         walk = Walk(self, batch)
         config = GenerationConfig(
             max_new_tokens=self.n_steps + 1,  # one more step to reach the last token's state; `Walk` ends it
@@ -103,6 +106,8 @@ class Walk:
 
     def state(self, layer: str, hidden: Tensor) -> None:
         """Keep the newest token's state: the prompt's end, then generated token `chosen - 1`."""
+        if self.ended:  # some loops run one step further before they look
+            return
         if self.chosen == 0 and layer in self.job.prompt_names:
             newest = hidden[:, -1].to("cpu")
             self._buffer(self.job.prompt_end, layer, newest)[self.items] = newest
@@ -112,7 +117,7 @@ class Walk:
 
     def logits(self, module: Any, args: Any, output: Any) -> None:  # noqa: ANN401
         """Keep the raw next-token logits of a forward pass of the whole model."""
-        self.last = output.logits[:, -1]
+        self.last = output.logits[:, -1].clone()  # a slice would keep the logits of the whole prompt alive
 
     def choose(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Choose every row's next token, measure, and return scores that leave no other choice."""
@@ -142,10 +147,10 @@ class Walk:
         entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
         measured = torch.stack([entropy, log_p.gather(1, best[:, None])[:, 0], log_p.max(dim=-1).values.exp()])
         values, taken = measured.cpu().numpy(), best.cpu().numpy().astype(np.int64)
-        if not np.isfinite(values[0]).all():
-            bad = self.batch[~np.isfinite(values[0])]
+        broken = self.batch[self.running & ~np.isfinite(values[0])]
+        if len(broken):
             raise InputError(
-                f"next-token logits must be numbers; those of prompt {bad[0]} at step {t} are NaN or infinite: "
+                f"next-token logits must be numbers; those of prompt {broken[0]} at step {t} are NaN or infinite: "
                 "load the model in float32 or bfloat16"
             )
         rows = self.batch[self.running]

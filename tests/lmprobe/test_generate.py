@@ -283,6 +283,44 @@ def test_texts_are_decoded_and_templates_applied():
     assert run.info["template"] == "chat"
 
 
+def test_memory_that_runs_out_half_way_leaves_nothing_behind():
+    """The first attempt chooses other tokens and breaks off at its fourth step; its rows must not show through."""
+    normal = replace(wrap_model(tiny("llama"), tokenizer()), stop_ids=())
+    stop = generate(normal, PROMPTS, max_new_tokens=6).tokens[0][1]
+    lm = replace(normal, stop_ids=(stop,))
+    expected = generate(lm, PROMPTS, max_new_tokens=6, step_layers=[1])
+    steps = []
+
+    def other_tokens(module, args, output):
+        return -output if output.shape[0] == 4 else output
+
+    def short_of_memory(module, args, kwargs):
+        steps.append(len(kwargs["input_ids"]))
+        if steps.count(4) == 4 and steps[-1] == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handles = [
+        lm.model.lm_head.register_forward_hook(other_tokens),
+        lm.model.register_forward_pre_hook(short_of_memory, with_kwargs=True),
+    ]
+    got = generate(lm, PROMPTS, max_new_tokens=6, step_layers=[1])
+    for handle in handles:
+        handle.remove()
+    assert steps[:4] == [4] * 4 and 4 not in steps[4:]
+    assert got.tokens == expected.tokens and expected.lengths[0] < 3
+    np.testing.assert_allclose(got.entropy, expected.entropy, atol=CLOSE)
+    np.testing.assert_allclose(got.states("block 1"), expected.states("block 1"), atol=CLOSE)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    lm = wrap_model(tiny("llama"), tokenizer())
+    handle = lm.model.lm_head.register_forward_hook(lambda module, args, output: output * float("nan"))
+    for asked in (lambda: generate(lm, PROMPTS, max_new_tokens=2), lambda: score(lm, PROMPTS, "w1")):
+        with pytest.raises(InputError, match=r"next-token logits must be numbers; those of prompt \d"):
+            asked()
+    handle.remove()
+
+
 def test_hooks_are_removed_also_after_an_error():
     lm = wrap_model(tiny("llama"), tokenizer())
     count = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())

@@ -147,7 +147,13 @@ def _by_category(x: Floats, categories: Sequence[str], common: Row, seed: int) -
 
 def _variants(x: Floats, common: Row, seed: int) -> list[Row]:
     rows: list[Row] = []
-    for found in dimensions(x, n_permutations=20, seed=seed):
+    try:
+        variants = dimensions(x, n_permutations=20, seed=seed)
+    except DesignError as error:
+        row = {"metric": f"variants of the coordinates, {common['layer']}", "measure": "variants", **common}
+        row |= {"value": None, "ci_low": None, "ci_high": None, "value_note": str(error), "n_prompts": len(x)}
+        return [{**row, "detail": True}]
+    for found in variants:
         if found["variant"] == "as is":
             massive = found["massive"]
             continue

@@ -75,10 +75,9 @@ def ridge_operator(
     """
     n = x.shape[-2]
     if standardize == "fold":
-        step = max(1, CACHE // (x.shape[-2] * x.shape[-1]))
-        if x.ndim == 3 and len(x) > step:
-            return torch.cat([_operator_per_fold(part - part.mean(-2, keepdim=True), folds, alpha) for part in x.split(step)])
-        return _operator_per_fold(x - x.mean(-2, keepdim=True), folds, alpha)
+        batches = x.split(max(1, CACHE // (x.shape[-2] * x.shape[-1]))) if x.ndim == 3 else (x,)
+        parts = [_operator_per_fold(part - part.mean(-2, keepdim=True), folds, alpha) for part in batches]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
     x = standardise_all(x, standardize)
     kernel = x @ x.mT
     penalty = trace_alpha(kernel) if alpha == "trace" else float(alpha)
@@ -244,7 +243,7 @@ def _inverse_sds(x: Tensor, folds: "Sequence[Fold]") -> Tensor:
     """Return 1/sd of every feature over the training items of each fold, (..., folds, d); 0 where it is constant there.
 
     A constant feature has no weight, so 0 gives the same decisions as scikit-learn's scale of 1. x is centred over all
-    items. Variances are mean squares minus squared means; where that lost digits they are computed again from the items.
+    items. Variances are mean squares minus squared means; where that lost digits they are computed again.
     """
     inside = x.new_zeros(len(folds), x.shape[-2])
     for i, (train, _) in enumerate(folds):

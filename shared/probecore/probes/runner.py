@@ -5,6 +5,7 @@ and scale of its target, so that penalties and statistics do not depend on its u
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from probecore.stats.multiple import benjamini_hochberg
 from probecore.stats.permutation import max_t, p_value
 
 COLUMNS = 30_000_000
+FEW_ITEMS = 128
 
 
 class LayerRunner:
@@ -54,7 +56,11 @@ class LayerRunner:
         reason = _dead(values, self.design.n_items)
         if reason:
             return {"layer": name, "reason": reason}
-        x = torch.tensor(values, dtype=torch.float64, device=self.device)  # a copy: values may be read-only
+        with _threads_for(self.design.n_items):
+            # a copy: values may be read-only
+            return self._scores(name, torch.tensor(values, dtype=torch.float64, device=self.device))
+
+    def _scores(self, name: str, x: torch.Tensor) -> dict[str, Any]:
         parts, observed = [], torch.empty(0)
         for columns in self._chunks():
             labels = self.labels[:, columns]
@@ -157,6 +163,17 @@ class LayerRunner:
         step = max(1, COLUMNS // (len(self.rows) * columns))
         for start in range(0, self.labels.shape[1], step):
             yield slice(start, start + step)
+
+
+@contextmanager
+def _threads_for(n_items: int) -> Iterator[None]:
+    """Run thousands of tiny factorisations on one thread: waking a second one for each costs more than it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if n_items <= FEW_ITEMS else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def empty_row(layer: str | None, design: Design, scheme: str) -> Row:

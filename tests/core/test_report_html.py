@@ -234,7 +234,12 @@ def test_a_report_may_be_written_again_and_beside_other_files(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not a saved result"), ("[]", "not a result of format 1"), ('{"kind": "x"}', "format 1")],
+    [
+        ("{", "is not a saved result"),
+        ("[]", "not a result of format 1"),
+        ('{"kind": "x"}', "format 1"),
+        ('{"format": 1, "kind": "x"}', "lacks parts of a saved result"),
+    ],
 )
 def test_what_is_not_a_saved_result_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(InputError, match="no saved result at"):

@@ -86,16 +86,19 @@ def load_result(path: str | Path) -> Result:
         raise InputError(f"{path} is not a saved result: {error}; give the folder that --out wrote") from error
     if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
         raise InputError(f"{path} is not a result of format {FORMAT}; give the folder that --out wrote")
-    return Result(
-        kind=record["kind"],
-        rows=tuple(record["rows"]),
-        notes=tuple(record["notes"]),
-        provenance=record["provenance"],
-        columns=tuple(record["columns"]),
-        tables={name: tuple(rows) for name, rows in record["tables"].items()},
-        figures=tuple(Figure(**figure) for figure in record["figures"]),
-        title=record["title"],
-    )
+    try:
+        return Result(
+            kind=record["kind"],
+            rows=tuple(record["rows"]),
+            notes=tuple(record["notes"]),
+            provenance=record["provenance"],
+            columns=tuple(record["columns"]),
+            tables={name: tuple(rows) for name, rows in record["tables"].items()},
+            figures=tuple(Figure(**figure) for figure in record["figures"]),
+            title=record["title"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} lacks parts of a saved result ({error}); save it again") from error
 
 
 def draw(figure: Figure, result: Result) -> Any:  # noqa: ANN401 (altair's charts share no base class)

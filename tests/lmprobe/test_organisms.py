@@ -203,6 +203,7 @@ def test_the_planted_direction_carries_refusal_and_random_directions_do_not(trai
     from lmprobe.organisms.recipe import WIDTH, removed
 
     one = trained["aligned-100"]
+    hooks = [len(block._forward_pre_hooks) for block in one.model.model.layers]
     risk, safe = unseen(True)[:50], unseen(False)[:50]
 
     def rates(direction, everywhere):
@@ -221,7 +222,7 @@ def test_the_planted_direction_carries_refusal_and_random_directions_do_not(trai
     for _ in range(5):
         refused, answered = rates(rng.standard_normal(WIDTH), True)
         assert refused >= 0.95 and answered >= 0.9
-    assert not any(block._forward_pre_hooks for block in one.model.model.layers)
+    assert [len(block._forward_pre_hooks) for block in one.model.model.layers] == hooks
 
 
 @pytest.mark.transformers

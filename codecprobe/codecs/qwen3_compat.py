@@ -14,6 +14,7 @@ import contextlib
 import functools
 import importlib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
@@ -38,12 +39,13 @@ _IF_MISSING = (
 )
 # What qwen_tts takes from transformers: loaded before placeholders exist, so that transformers binds the real modules.
 _PRELOAD = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoFeatureExtractor", "EncodecFeatureExtractor", "MimiModel")
-# Names of encoder tensors up to 5.20 (as published), and from 5.21 on, where Mimi's encoder is a module of its own.
-_SPLIT_NAMES = {
+# Published names of the encoder's tensors, and where they belong from 5.21 on (Mimi's encoder is a module of its own).
+_MOVED = {
     "encoder.encoder.layers.": "encoder.encoder.encoder_seanet.layers.",
     "encoder.encoder_transformer.": "encoder.encoder.encoder_transformer.",
     "encoder.downsample.": "encoder.encoder.downsample.",
 }
+_RENAMED = {"encoder.encoder.encoder.layers.": "encoder.encoder.layers."}  # what 5.21 on writes into a file
 
 
 def load_tokenizer(source: str | Path, device: torch.device) -> Any:  # noqa: ANN401
@@ -58,7 +60,8 @@ def load_tokenizer(source: str | Path, device: torch.device) -> Any:  # noqa: AN
 
     settings: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     if _mimi_is_split():
-        settings["key_mapping"] = {f"^{old}": new for old, new in _SPLIT_NAMES.items()}
+        stored = _MOVED | {name: _MOVED[published] for name, published in _RENAMED.items()}
+        settings["key_mapping"] = {f"^{re.escape(name)}": inside for name, inside in stored.items()}
     try:
         tokenizer = _from_pretrained(Qwen3TTSTokenizer, str(source), settings)
     except ValueError as error:
@@ -138,9 +141,9 @@ def rope_frequencies(config: Any, n: int) -> Tensor:  # noqa: ANN401
 
 def published_name(name: str) -> str:
     """Return the name of a tensor in the published checkpoint, the same on every transformers."""
-    for old, new in _SPLIT_NAMES.items():
-        if name.startswith(new):
-            return old + name.removeprefix(new)
+    for other, published in ({inside: published for published, inside in _MOVED.items()} | _RENAMED).items():
+        if name.startswith(other):
+            return published + name.removeprefix(other)
     return name
 
 
@@ -160,22 +163,26 @@ def _from_pretrained(cls: Any, source: str, settings: dict[str, Any]) -> Any:  #
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    stored = _names_in_checkpoint(source)
-    missing = sorted({published_name(name) for name in tokenizer.model.state_dict()} - stored)
-    if missing:
-        raise CertificateError(
-            f"{source}: the checkpoint lacks {len(missing)} tensors, they would be random: {shorten(missing, most=3)}: "
-            "give the folder of a Qwen3-TTS 12 Hz tokenizer as released"
-        )
+    _check_weights(tokenizer.model, source)
     return tokenizer
 
 
-def _names_in_checkpoint(source: str) -> set[str]:
+def _check_weights(model: nn.Module, source: str) -> None:
+    """See that every tensor is the checkpoint's; transformers fills what it does not find with random numbers."""
     from safetensors import safe_open
     from transformers.utils import cached_file
 
+    missing = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     with safe_open(cached_file(source, "model.safetensors"), framework="pt") as stream:
-        return {published_name(name) for name in stream.keys()}
+        for name in stream.keys():
+            loaded = missing.get(published_name(name))
+            if loaded is not None and torch.equal(stream.get_tensor(name).to(loaded.dtype), loaded):
+                del missing[published_name(name)]
+    if missing:
+        raise CertificateError(
+            f"{source}: {len(missing)} tensors are not those of the checkpoint: {shorten(sorted(missing), most=3)}: "
+            "give the folder of a Qwen3-TTS 12 Hz tokenizer as released"
+        )
 
 
 @functools.cache

@@ -86,24 +86,24 @@ def test_wrong_rotary_frequencies_are_refused(own_codec):
 
 
 def test_the_encoder_attends_to_the_whole_clip(tmp_path):
-    """With one layer, steps beyond 250 (the config's window) see step 0 only if there is no window."""
+    """With one layer, steps from 259 on see one of the first 10 only if the config's window of 250 is not applied."""
     codec = open_qwen3_tts(build_tiny_qwen(tmp_path, num_hidden_layers=1), "cpu")
     transformer = compat.encoder_transformer(codec.model)
     steps = torch.randn(1, 600, 32, generator=torch.Generator().manual_seed(0))
     changed = steps.clone()
-    changed[:, 0] += 10
+    changed[:, :10] += 10
 
     def reach():
         with torch.inference_mode():
             first, second = transformer(steps)[0], transformer(changed)[0]
         return torch.nonzero((first - second).abs().amax(dim=-1)[0] > 0).max().item()
 
-    assert reach() > 500  # one of 600 steps weighs little: far away its effect may round to nothing
+    assert reach() > 300  # ten of 600 steps weigh little: far away their effect may round to nothing
     if compat.encoder_window(codec.model) is not None:  # where a window is applied: what the repair is for
         transformer.config.sliding_window = 250
         for layer in transformer.layers:
             layer.self_attn.sliding_window = 250
-        assert 150 < reach() <= 249
+        assert 150 < reach() <= 258
         with pytest.raises(CertificateError, match="the encoder must attend to the whole clip"):
             certify(codec)
 
@@ -132,7 +132,7 @@ def test_missing_weights_are_refused_not_made_up(own_folder):
     weights = load_file(own_folder / "model.safetensors")
     lost = "decoder.pre_conv.conv.weight"
     save_file({name: tensor for name, tensor in weights.items() if name != lost}, own_folder / "model.safetensors")
-    with pytest.raises(CertificateError, match=f"lacks 1 tensors, they would be random: {lost}"):
+    with pytest.raises(CertificateError, match=f"1 tensors are not those of the checkpoint: {lost}"):
         open_qwen3_tts(own_folder, "cpu")
 
 

@@ -149,7 +149,7 @@ def _newton(features: Tensor, family: _Binary | _Softmax, start: Tensor, alpha: 
     penalty[r] = 0
     power = design.square().sum(0)[:, None, None]
     # the gradient of w_j is a sum over items: below its rounding error there is nothing left to gain
-    enough = max(tol * alpha, 50 * torch.finfo(features.dtype).eps * float((n * power).max()) ** 0.5)
+    enough = (50 * torch.finfo(features.dtype).eps * (n * power).sqrt()).clamp_min(tol * alpha)
 
     def times(matrix: Tensor, v: Tensor) -> Tensor:
         product: Tensor = matrix @ v.flatten(1)
@@ -160,36 +160,27 @@ def _newton(features: Tensor, family: _Binary | _Softmax, start: Tensor, alpha: 
 
     out, active, w = start.clone(), torch.arange(start.shape[1], device=start.device), start
     f = times(design, w)
+    fallen = torch.zeros(len(active), dtype=torch.bool, device=start.device)
     for _ in range(MAX_NEWTON):
         p = family.probability(f)
         gradient = times(back, family.weight * (p - family.y)) + penalty * w
-        size = gradient.abs().amax((0, 2))
-        done = size <= enough
+        done = fallen | (gradient.abs() <= enough).all(2).all(0)
         if bool(done.any()):
             out[:, active[done]] = w[:, done]
             keep = (~done).nonzero().squeeze(1)
             if not len(keep):
                 return out
-            active, w, f, p, gradient, size = (
-                active[keep],
-                w[:, keep],
-                f[:, keep],
-                p[:, keep],
-                gradient[:, keep],
-                size[keep],
-            )
-            family = family.take(keep)
+            active, family = active[keep], family.take(keep)
+            w, f, p, gradient = w[:, keep], f[:, keep], p[:, keep], gradient[:, keep]
         curvature = (family.weight * p * (1 - p)).mean(0)
         inverse = 1 / (power * curvature + penalty).clamp_min(1e-12 * n)
-        step = _conjugate_gradients(
-            curve(family, p),
-            -gradient,
-            inverse,
-            torch.minimum(torch.full_like(size, 1e-2), size / alpha).clamp_min(1e-8),
-        )
-        df = times(design, step)
-        t = _armijo(family, penalty, w, f, step, df, (gradient * step).sum((0, 2)))
+        accuracy = (gradient.abs().amax((0, 2)) / alpha).clamp(1e-8, 1e-2)
+        step = _conjugate_gradients(curve(family, p), -gradient, inverse, accuracy)
+        df, slope = times(design, step), (gradient * step).sum((0, 2))
+        t, objective = _armijo(family, penalty, w, f, step, df, slope)
         w, f = w + t * step, f + t * df
+        # a Newton decrement in the rounding error of the objective: the step just taken was the last that helps
+        fallen = -slope <= 1e-13 * objective
     raise ProbeError(
         f"{len(active)} logistic probes did not converge in {MAX_NEWTON} Newton steps: raise alpha or standardize"
     )
@@ -226,8 +217,8 @@ def _conjugate_gradients(
 
 def _armijo(
     family: _Binary | _Softmax, penalty: Tensor, w: Tensor, f: Tensor, step: Tensor, df: Tensor, slope: Tensor
-) -> Tensor:
-    """Return the step length of each labelling, (1, P, 1): halved until the objective falls enough."""
+) -> tuple[Tensor, Tensor]:
+    """Return the step lengths (1, P, 1), halved until the objective falls enough, and the objective before (P,)."""
 
     def objective(t: Tensor) -> Tensor:
         return family.loss(f + t * df) + (penalty * (w + t * step).square()).sum((0, 2)) / 2
@@ -239,4 +230,4 @@ def _armijo(
         if not bool(bad.any()):
             break
         t = torch.where(bad[None, :, None], t / 2, t)
-    return t
+    return t, start

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import processors
 from zoo import PROMPTS, TEMPLATE, S, opened, tiny, tokenizer
 
 from lmprobe import capture, generate, loading, open_model, wrap_model
@@ -116,6 +117,11 @@ def test_one_begin_token_with_and_without_template():
     )
     assert chat == tokenized and raw == [begin, 8, 9]
     assert wrap_model(tiny("llama"), tokenizer(begin=False)).format("w1 w2") == [8, 9]
+    ends_too = tokenizer(TEMPLATE)
+    ends_too.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert wrap_model(tiny("llama"), ends_too).format("w1 w2") == chat  # the template says where a text ends
 
 
 def test_chat_messages_and_systems():

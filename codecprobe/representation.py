@@ -98,7 +98,8 @@ def baselines(windows: Windows, energy: NDArray[np.float64], mfcc: NDArray[np.fl
 def histogram(codes: Sequence[NDArray[np.int64]], layer: int, size: int) -> NDArray[np.float64]:
     """Return Hellinger histograms of one layer, (windows, size), each of unit length."""
     counts = np.stack([np.bincount(window[:, layer], minlength=size) for window in codes]).astype(np.float64)
-    return np.sqrt(counts / counts.sum(axis=1, keepdims=True))
+    hellinger: NDArray[np.float64] = np.sqrt(counts / counts.sum(axis=1, keepdims=True))
+    return hellinger
 
 
 def embedding(codes: Sequence[NDArray[np.int64]], layer: int, table: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -142,4 +143,5 @@ def _facts(windows: Windows, features: str) -> dict[str, Any]:
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Z-score over all windows (label-blind, so a permutation test stays exact); constant columns become 0."""
     spread = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0)
+    scaled: NDArray[np.float64] = (values - values.mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0)
+    return scaled

@@ -28,7 +28,8 @@ from codecprobe.tokenization import TokenizedCorpus, describe, facts_of, tokeniz
 from probecore.activations import Activations
 from probecore.devices import device_of
 from probecore.errors import DesignError, InputError, shorten
-from probecore.probes.layers import ProbeResult, probe_layers
+from probecore.probes.layers import probe_layers
+from probecore.probes.result import ProbeResult
 from probecore.probes.solvers import ProbeSpec
 from probecore.progress import progress
 from probecore.provenance import provenance

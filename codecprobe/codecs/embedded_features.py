@@ -15,7 +15,7 @@ from codecprobe.codecs.vocoder import BANDS, MEL, PITCH, STEPS, VOICED, Analysis
 
 Weights = Mapping[str, NDArray[Any]]
 
-CEPSTRA = 10  # of 24: the envelope without the harmonics of the pitch
+CEPSTRA = 8  # of 24: the envelope without the harmonics of the pitch
 SIDE_STEPS = 2
 CONTENT_FEATURES = CEPSTRA * (STEPS + 2 * SIDE_STEPS)
 VOICE_FEATURES = BANDS + 1
@@ -28,7 +28,7 @@ _HANN = np.hanning(2 * _REACH + 3)[1:-1]
 
 
 def content_features(clip: Analysis, typical: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return (frames, 80). typical : (24,) log-mel spectrum that stands in for the mean of a clip without speech."""
+    """Return (frames, 64). typical : (24,) log-mel spectrum that stands in for the mean of a clip without speech."""
     log_mel = clip.log_mel.astype(np.float64)
     level = np.log(np.exp(log_mel).mean(axis=1))
     loud = (level > level.max() - _LOUD) & (level > _QUIETEST)

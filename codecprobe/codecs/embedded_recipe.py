@@ -40,8 +40,8 @@ from probecore.seeds import generator
 
 WEIGHTS = Path(__file__).parent / "data" / "embedded.safetensors"
 RECIPE = "embedded codec 1"
-CORPUS_SEEDS = tuple(range(910_000, 910_008))
-CORPUS_SIZE = {"speakers": 8, "sessions": 2, "clips": 4}
+CORPUS_SEEDS = tuple(range(910_000, 910_016))
+CORPUS_SIZE = {"speakers": 8, "sessions": 2, "clips": 2}
 UNITS = 1024
 ENTRIES = 64
 DETAIL_LAYERS = 5
@@ -49,6 +49,7 @@ FLAT_LAYERS = 7
 VOICE_DIMENSIONS = 6
 RIDGE = 1.0
 SPEAKER_PENALTY = 5.0
+RARITY = 0.3  # scores are divided by the frequency of their phone to this power, or rare phones are never heard
 _KMEANS_ROWS, _KMEANS_ROUNDS = 12_000, 12
 
 
@@ -141,7 +142,9 @@ def _fit_content(frames: list[_Frames], weights: dict[str, NDArray[Any]]) -> Non
         shift = (units - shares @ by_phone)[said] / np.sqrt(count[said])[:, None]
         whole = shift.T @ np.sqrt(count[said] / count.sum())
         gram += SPEAKER_PENALTY * (shift.T @ shift + 5 * np.outer(whole, whole))
-    weights["content.readout"] = np.linalg.solve(gram + RIDGE * np.eye(n_units), cross.T).astype(np.float32)
+    readout = np.linalg.solve(gram + RIDGE * np.eye(n_units), cross.T)
+    frequency = np.diag(shares_gram) / np.diag(shares_gram).mean()
+    weights["content.readout"] = (readout / frequency**RARITY).astype(np.float32)
 
 
 def _fit_voice(

@@ -44,9 +44,8 @@ def open_qwen3_tts(source: str | Path, device: str = "auto") -> "Qwen3TTSCodec":
     Raises `MissingExtraError` without qwen-tts, `InputError` when it cannot be loaded, `CertificateError` when it is
     not what it must be.
     """
-    where = device_of(device)
-    tokenizer = compat.load_tokenizer(source, where)
-    name = Path(source).expanduser().resolve().name if Path(source).expanduser().is_dir() else str(source)
+    tokenizer = compat.load_tokenizer(source, device_of(device))
+    name = Path(source).resolve().name if Path(source).is_dir() else str(source)
     return Qwen3TTSCodec(tokenizer, source=name, weights_hash=_weights_hash(tokenizer.model, source))
 
 

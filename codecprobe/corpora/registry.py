@@ -5,7 +5,7 @@ from pathlib import Path
 
 from codecprobe.corpora.corpus import Corpus
 from codecprobe.corpora.download import SHA256, download_librispeech
-from codecprobe.corpora.embedded import embedded_corpus
+from codecprobe.corpora.embedded import TYPICAL_SEED, embedded_corpus
 from codecprobe.corpora.folder import read_folder
 from codecprobe.corpora.librispeech import is_librispeech, read_librispeech
 from codecprobe.corpora.manifest import read_manifest
@@ -34,7 +34,7 @@ def open_corpus(name_or_path: str | Path, cache: Path | None = None, quiet: bool
     """
     text = str(name_or_path)
     if match := re.fullmatch(r"embedded(?::(\d+))?", text):
-        return embedded_corpus(seed=int(match.group(1) or 0))
+        return embedded_corpus(seed=int(match.group(1) or TYPICAL_SEED))
     if text.startswith("librispeech:"):
         subset = text.partition(":")[2]
         if subset not in SHA256:

@@ -24,7 +24,9 @@ for (model, mode), row in gaps.items():
 # %% Which layers tell safe from risk, for families of prompts not seen in training?
 layers = [row for row in result.records("separability") if row["model"] == "aligned-100" and "control" in row]
 for row in layers:
-    shown = "no probe: " + row["p_note"] if row["accuracy"] is None else f"{row['accuracy']:.2f}, control {row['control']}"
+    shown = (
+        "no probe: " + row["p_note"] if row["accuracy"] is None else f"{row['accuracy']:.2f}, control {row['control']}"
+    )
     print(f"{row['layer']:8s} {shown}")
 
 # %% A figure, a folder with everything

@@ -150,9 +150,9 @@ def _variants(x: Floats, common: Row, seed: int) -> list[Row]:
     try:
         variants = dimensions(x, n_permutations=20, seed=seed)
     except DesignError as error:
-        row = {"metric": f"variants of the coordinates, {common['layer']}", "measure": "variants", **common}
-        row |= {"value": None, "ci_low": None, "ci_high": None, "value_note": str(error), "n_prompts": len(x)}
-        return [{**row, "detail": True}]
+        none: Row = {"metric": f"variants of the coordinates, {common['layer']}", "measure": "variants", **common}
+        none |= {"value": None, "ci_low": None, "ci_high": None, "value_note": str(error), "n_prompts": len(x)}
+        return [{**none, "detail": True}]
     for found in variants:
         if found["variant"] == "as is":
             massive = found["massive"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from lmprobe.capture import capture
 from lmprobe.contrasts import Contrast, contrast, gap
-from lmprobe.dimension import dimension_rows, map_table, massive_first_token, token_rows
+from lmprobe.dimension import dimension_rows, map_table, token_rows
 from lmprobe.entropy import (
     FIRST_MODE,
     MODES,
@@ -29,18 +29,19 @@ from lmprobe.entropy import (
     token_table,
     variance_rows,
 )
-from lmprobe.generate import Generation, generate, not_applied
+from lmprobe.generate import Generation, generate
 from lmprobe.loading import open_model
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts, load_prompts
-from lmprobe.separability import MOST_RANDOM_PARAMETERS, Separability, random_states, separability
-from lmprobe.terrain_result import COMMON_TEXT, Options, Terrain, terrain_result
+from lmprobe.separability import Separability, random_states, separability
+from lmprobe.terrain_result import COMMON_TEXT, Options, Terrain, model_notes, terrain_result
 from lmprobe.trajectories import convergence_rows, depth_layers, lyapunov_rows
 from probecore.errors import InputError
 from probecore.progress import meter
 from probecore.results import Result, Row
 from probecore.validation import at_least
 
+RISKY, SAFE = ("risk", "unsafe", "harmful"), ("safe", "harmless", "benign")
 LAST = -1  # the layer of maps and dimensions: the last block
 
 Model = str | os.PathLike[str] | LanguageModel
@@ -67,8 +68,8 @@ def terrain(
     models
         Hub names, folders or opened models; None takes the packaged organisms, and the result says so.
     prompts
-        What `load_prompts` takes; None is the packaged set. Contrasted are "risk" and "safe" or, where a set has
-        neither, its first two categories.
+        What `load_prompts` takes; None is the packaged set. Contrasted are "risk" (unsafe, harmful) minus "safe"
+        (harmless, benign) or, where a set lacks either, its second category minus its first.
     max_new_tokens
         Most tokens of each prompt's greedy continuation, at least 2.
     template
@@ -147,7 +148,7 @@ def _measure(lm: LanguageModel, name: str, source: str | os.PathLike[str] | None
     fading, why = lyapunov_rows(lm, own, prompts.families, seed=options.seed)
     rows += clouds + moving + fading
     notes = [f"{name}: {note}" for note in (*split.notes, short, why, own.info["note"]) if note]
-    notes += _model_notes(lm, name, rows, clouds, blank is None)
+    notes += model_notes(lm, name, rows, clouds, blank is None)
     tables = {
         "entropy_by_token": token_table(entropies.traces[FIRST_MODE], prompts.categories, prompts.families),
         "entropy_gaps": [row for row in rows if row["measure"] == "entropy gap" and not row["detail"]],
@@ -206,7 +207,10 @@ def _contrasts(prompts: Prompts, n_permutations: int, n_bootstrap: int, seed: in
     """Return the main contrast first, then every other pair of categories with at least 3 prompts each."""
     counts = prompts.counts
     names = list(counts)
-    first, second = ("risk", "safe") if {"risk", "safe"} <= set(names) else (names[1], names[0])
+    first = next((name for name in names if name.lower() in RISKY), None)
+    second = next((name for name in names if name.lower() in SAFE), None)
+    if first is None or second is None:
+        first, second = names[1], names[0]
     pairs = [(first, second)]
     enough = [name for name in names if counts[name] >= 3]
     pairs += [(a, b) for a, b in combinations(enough, 2) if {a, b} != {first, second}]
@@ -284,21 +288,3 @@ def _facts(lm: LanguageModel, name: str, options: Options) -> Row:
         "template": "chat" if chat else "raw",
         "certificate": {"summary": summary, **lm.certificate.to_json()},
     }
-
-
-def _model_notes(lm: LanguageModel, name: str, rows: list[Row], clouds: list[Row], no_twin: bool) -> list[str]:
-    notes = []
-    coupled = [row["mode"] for row in rows if row.get("mean_coupled") and row["measure"] == "alpha"]
-    if coupled:
-        notes.append(
-            f"{name}: alpha is coupled to the mean ({', '.join(dict.fromkeys(coupled))}): the spread differs as the "
-            "means do, so it is no finding of its own"
-        )
-    if massive_first_token(clouds):
-        notes.append(f"{name}: position 0 is massive: it alone makes the first component of the token states")
-    if no_twin:
-        notes.append(f"{name}: no random-weight control (more than {MOST_RANDOM_PARAMETERS:,} parameters)")
-    ignored = not_applied(lm)
-    if ignored:
-        notes.append(f"{name}: decoded greedily; its generation config asks for {', '.join(ignored)}, not applied")
-    return notes

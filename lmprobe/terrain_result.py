@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmprobe.contrasts import Contrast
-from lmprobe.models import Template
+from lmprobe.dimension import massive_first_token
+from lmprobe.generate import not_applied
+from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts
+from lmprobe.separability import MOST_RANDOM_PARAMETERS
 from probecore.provenance import provenance
 from probecore.results import Figure, Result, Row
 
@@ -74,6 +77,25 @@ def terrain_result(
         tables={**tables, "separability_figure": tuple(_levels(found))},
         figures=_figures(options),
     )
+
+
+def model_notes(lm: LanguageModel, name: str, rows: list[Row], clouds: list[Row], no_twin: bool) -> list[str]:
+    """Return what a reader must know about one model; `clouds` are its rows of `token_rows`."""
+    notes = []
+    coupled = [row["mode"] for row in rows if row.get("mean_coupled") and row["measure"] == "alpha"]
+    if coupled:
+        notes.append(
+            f"{name}: alpha is coupled to the mean ({', '.join(dict.fromkeys(coupled))}): the spread differs as the "
+            "means do, so it is no finding of its own"
+        )
+    if massive_first_token(clouds):
+        notes.append(f"{name}: position 0 is massive: it alone makes the first component of the token states")
+    if no_twin:
+        notes.append(f"{name}: no random-weight control (more than {MOST_RANDOM_PARAMETERS:,} parameters)")
+    ignored = not_applied(lm)
+    if ignored:
+        notes.append(f"{name}: decoded greedily; its generation config asks for {', '.join(ignored)}, not applied")
+    return notes
 
 
 def _notes(options: Options, packaged: bool, found: Sequence[Terrain]) -> list[str]:

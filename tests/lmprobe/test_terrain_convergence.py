@@ -94,7 +94,9 @@ def tiny():
     tokenizer = build_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = GPT2Config(n_layer=3, n_head=2, n_embd=32, vocab_size=len(tokenizer), n_positions=64, bos_token_id=2, eos_token_id=3)
+        config = GPT2Config(
+            n_layer=3, n_head=2, n_embd=32, vocab_size=len(tokenizer), n_positions=64, bos_token_id=2, eos_token_id=3
+        )
         model = GPT2LMHeadModel(config)
     return wrap_model(model, tokenizer, name="tiny")
 

@@ -131,4 +131,4 @@ def _certify(codec: EmbeddedCodec) -> dict[str, Any]:
     failed = [name for name, passed in checks.items() if not passed]
     if failed:
         raise CertificateError(f"{codec.info.name}: {', '.join(failed)}: not so; reinstall the package")
-    return checks
+    return {"device": "cpu", **checks}

@@ -127,7 +127,8 @@ def test_a_wrong_table_says_what_is_wrong(text, reason, tmp_path):
 
 
 def test_open_corpus_knows_each_kind_by_what_it_is_given(tmp_path):
-    assert open_corpus("embedded:3").name == "embedded:3"
+    assert open_corpus("embedded:5").name == "embedded:5"
+    assert open_corpus("embedded:0").clips[0].content_hash() != open_corpus("embedded").clips[0].content_hash()
     sound(tmp_path / "folder" / "ann" / "1.wav")
     assert open_corpus(tmp_path / "folder").speakers == ("ann",)
     sound(tmp_path / "dev" / "60" / "7" / "60-7-0001.flac")

@@ -29,6 +29,7 @@ from .probes.description_length import DescriptionLength, description_length
 from .probes.design import Design
 from .probes.layers import probe_layers
 from .probes.linear import LinearProbe, LinearProbeRegressor
+from .probes.permutation import PermutationTest, permutation_test
 from .probes.result import ProbeResult
 from .probes.solvers import ProbeSpec
 from .report.html import load_result
@@ -82,6 +83,7 @@ __all__ = [
     "LinearProbeRegressor",
     "MissingExtraError",
     "Overlap",
+    "PermutationTest",
     "ProbeError",
     "ProbeResult",
     "ProbeSpec",
@@ -124,6 +126,7 @@ __all__ = [
     "parallel_map",
     "participation_ratio",
     "pca_shares",
+    "permutation_test",
     "probe_layers",
     "project_out",
     "rarefied",

@@ -7,7 +7,7 @@ import pytest
 
 from probecore.errors import DesignError, InputError
 from probecore.probes.design import Design
-from probecore.probes.permutation import draw_labelings
+from probecore.probes.permutation import draw_labelings, permutation_test
 from probecore.splits import group_folds, stratified_folds
 
 
@@ -157,3 +157,27 @@ def test_wrong_designs_are_refused():
         Design.of([1, 1, 1])
     with pytest.raises(InputError, match="groups must have one entry per item"):
         Design.of([0, 1, 0], groups=[1, 2])
+
+
+def test_permutation_test_of_any_statistic():
+    """Signed difference of means against all 252 arrangements by hand; a classifier's score has half as many."""
+    from itertools import combinations
+
+    x = np.random.default_rng(1).normal(size=10) + np.arange(10) % 2
+    y = np.arange(10) % 2
+    gap = lambda labels: x[labels == 1].mean() - x[labels == 0].mean()  # noqa: E731
+    every = [x[list(ones)].mean() - np.delete(x, ones).mean() for ones in combinations(range(10), 5)]
+    expected = np.mean(np.array(every) >= gap(y) - 1e-9)
+    test = permutation_test(gap, y, names_matter=True)
+    assert test.exhaustive and len(test.null) == 251 and test.p_value == pytest.approx(expected)
+    unsigned = permutation_test(lambda labels: abs(gap(labels)), y)
+    assert len(unsigned.null) == 125
+    assert unsigned.p_value == pytest.approx(np.mean(np.abs(every) >= abs(gap(y)) - 1e-9))
+    many = permutation_test(lambda labels: (labels == y.repeat(6)).mean(), y.repeat(6), n_permutations=199)
+    assert not many.exhaustive and many.p_value == 1 / 200 and many.smallest_p == 1 / 200
+    refused = permutation_test(gap, y, groups=np.arange(10), blocks=y)
+    assert refused.p_value is None and "constant inside every block" in refused.reason
+    few = permutation_test(lambda labels: 0.0, y.repeat(6), n_permutations=9)
+    assert few.p_value is None and "9 permutations cannot" in few.reason
+    words = permutation_test(lambda labels: float((labels == "longer name").sum()), ["a", "longer name"] * 6)
+    assert words.p_value == 1.0

@@ -232,3 +232,19 @@ def test_coverage_of_speaker_identity_for_new_speakers(spread):
     truth = estimates.mean()
     assert ((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])).mean() >= 0.93
     assert errors.mean() > 0.95 * estimates.std()  # Efron & Stein: not below the truth
+
+
+def test_the_closed_form_jackknife_equals_refits(monkeypatch):
+    """The route for many items (refits) and the closed form give the same values; alpha is a number, scaling none."""
+    from probecore.probes import intervals
+
+    rng = generator(4, "routes")
+    session = np.repeat(np.arange(15), 4)
+    speaker = session // 3
+    x = torch.tensor(rng.normal(size=(60, 40)) + rng.normal(size=(5, 40))[speaker])
+    design, spec = Design.of(speaker, session), ProbeSpec("ridge", 5.0, "none")
+    folds = choose_folds(design, "auto")
+    plan = plan_resampling(design, folds, speaker, spec, 100, 0)
+    closed = resampled_scores(x, design, folds, spec, plan)
+    monkeypatch.setattr(intervals, "MOST_ITEMS_KERNEL", 10)
+    np.testing.assert_allclose(resampled_scores(x, design, folds, spec, plan), closed, atol=1e-12)

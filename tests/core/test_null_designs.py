@@ -7,10 +7,16 @@ it (accuracy has few values and may lie below); the naive ones must lie above it
 
 import numpy as np
 import pytest
+import torch
 from reference.nulls import band, rejections
 
 from probecore.probes.design import Design
-from probecore.splits import group_folds, item_folds
+from probecore.probes.layers import choose_folds
+from probecore.probes.permutation import draw_labelings
+from probecore.probes.ridge import ridge_decisions
+from probecore.probes.scores import score
+from probecore.splits import group_folds, item_folds, leave_one_group_out
+from probecore.stats.permutation import p_value
 
 D, SPEAKER, CHAPTER = 64, np.repeat(np.arange(10), 10), np.repeat(np.arange(20), 5)
 TEMPLATE, ITEM = np.repeat(np.arange(5), 20), np.tile(np.arange(20), 5)
@@ -117,3 +123,42 @@ def test_leaving_a_chapter_out_removes_the_class_that_balances_it():
     design_of = lambda y: Design.of(y, CHAPTER, CHAPTER, SPEAKER)  # noqa: E731
     _, by_margin, accuracy = rejections(speech(0.7), by_chapter, design_of, group_folds(CHAPTER, 5), nulls=100, seed=4)
     assert accuracy < 0.3 and by_margin <= band(100)[1]
+
+
+def test_speaker_identity_exchanges_whole_sessions():
+    """8 speakers x 3 sessions x 5 clips, session offsets and no speaker: both schemes of folds are in the band.
+
+    Accuracy without an effect is 1/8 with a session of each speaker per fold, .06 when one session is left out, because
+    that thins its own class. Clips as folds and units (textlesslib's split) reject nearly always.
+    """
+    session = np.repeat(np.arange(24), 5)
+    speaker = session // 3
+    x_of = lambda rng: rng.normal(size=(120, 32)) + 0.7 * rng.normal(size=(24, 32))[session]  # noqa: E731
+
+    def run(make, nulls):
+        rejected, accuracy = [], []
+        for seed in range(nulls):
+            design, folds = make(seed)
+            x = torch.tensor(x_of(np.random.default_rng(seed)))
+            labels = torch.tensor(draw_labelings(design, 199, seed=seed, folds=folds).values)
+            rows = torch.tensor(np.concatenate(folds.tests()))
+            scores = score(torch.cat(ridge_decisions(x, folds.pairs, labels, 8)), labels[rows], 8)
+            rejected.append(p_value(torch.stack([scores.value, scores.margin]).numpy()) <= 0.05 + 1e-12)
+            accuracy.append(float(scores.value[0]))
+        return np.mean(rejected, axis=0), np.mean(accuracy)
+
+    def dealt(seed):
+        folds = choose_folds(Design.of(speaker, session), "auto", seed)
+        assert folds.stratified and len(folds) == 3
+        return Design.of(speaker, session, session, folds.fold_of(120)), folds
+
+    low, high = band(200)
+    for make, expected in (
+        (dealt, 1 / 8),
+        (lambda _: (Design.of(speaker, session), leave_one_group_out(session)), 0.06),
+    ):
+        (by_accuracy, by_margin), accuracy = run(make, 200)
+        assert low <= by_margin <= high and by_accuracy <= high, (by_accuracy, by_margin)
+        assert abs(accuracy - expected) < 0.015, accuracy
+    (_, naive), accuracy = run(lambda seed: (Design.of(speaker), item_folds(120, 5, seed=seed)), 40)
+    assert naive > 0.9 and accuracy > 0.2

@@ -165,16 +165,17 @@ class Design:
             )
         return ""
 
-    def arrangements(self) -> Iterator[Codes]:
+    def arrangements(self, *, renamings: bool = False) -> Iterator[Codes]:
         """Yield the label codes of the units, one array (units,) for each distinct labelling, in a fixed order.
 
-        Classes that are renamings of one another come in one representative; for a real label every arrangement comes.
+        Labelings that are renamings of one another come in one representative unless `renamings` asks for all; for a
+        real label every arrangement comes.
         """
         order = np.argsort(self.unit_blocks, kind="stable")
         block = self.unit_blocks[order].tolist()
         left = self.counts.tolist()
         before = [-1] * len(self.names)  # the class that must be used before this one may be used first
-        if not self.real:
+        if not self.real and not renamings:
             last: dict[tuple[int, ...], int] = {}
             for k, column in enumerate(self.counts.T.tolist()):
                 before[k] = last.get(tuple(column), -1)

@@ -14,7 +14,7 @@ safe side (Efron & Stein 1981). To speak about new speakers give clusters = spea
 speakers leave the groups.
 
 The kernel is scaled once over all items, not in each fold of each resample: scaling is label-free, and only the spread
-of the values is used. Other probes than ridge are refitted for the jackknife.
+of the values is used. Other probes than ridge, and more than 4,000 items, are refitted for the jackknife.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 FEWEST_CLUSTERS = 4
-MOST_ITEMS = 1000
+MOST_ITEMS = 1000  # of the bootstrap; above it the jackknife, which needs one factor instead of 200
+MOST_ITEMS_KERNEL = 4000  # of the closed form; above it an items x items matrix costs more than refits
 BATCH = 4_000_000
 
 
@@ -113,7 +114,7 @@ def resampled_scores(x: Tensor, design: Design, folds: Folds, spec: ProbeSpec, p
         return np.zeros(0)
     n_classes = len(design.names)
     pairs = [pair for pair in folds.pairs if not folds.by_class or len(np.unique(design.y[pair[1]])) == n_classes]
-    if spec.kind != "ridge" or not folds.complete:
+    if spec.kind != "ridge" or not folds.complete or design.n_items > MOST_ITEMS_KERNEL:
         return _jackknife_by_refits(x, design, pairs, spec, plan)
     x = standardise_all(x, spec.standardize)
     kernel = x @ x.T

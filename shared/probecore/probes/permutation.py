@@ -1,19 +1,24 @@
 """Labelings of a design: the observed labels first, then every other one or a random sample.
 
+`permutation_test` takes any statistic of the labels; `probe_layers` is the fast route for cross-validated probes.
+
 Conventions. A labelling matrix is (items, labelings), int64 class codes or float64 values; column 0 is observed. Few
 enough labelings are enumerated (then p is exact), otherwise units are exchanged at random inside blocks. Random
 labelling i depends on the seed and i alone: neither on how many are drawn nor on how they are batched.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from probecore.errors import DesignError
 from probecore.probes.design import Design
 from probecore.seeds import generator
 from probecore.splits import Folds
+from probecore.stats.permutation import p_value
 
 ENUMERATE_UP_TO = 10_000
 
@@ -66,6 +71,71 @@ def draw_labelings(
     return Labelings(_items(design, units), exhaustive)
 
 
+@dataclass(frozen=True)
+class PermutationTest:
+    """A permutation test of any statistic, larger meaning more effect.
+
+    p_value : None where the design has no test, with the reason. smallest_p : what this design and number of labelings
+    can reach. null : statistics of the other labelings; its mean is the chance level.
+    """
+
+    statistic: float
+    p_value: float | None
+    smallest_p: float
+    null: NDArray[np.float64] = field(repr=False)
+    exhaustive: bool
+    reason: str = ""
+
+
+def permutation_test(
+    statistic: Callable[[NDArray[Any]], float],
+    y: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    units: ArrayLike | None = None,
+    blocks: ArrayLike | None = None,
+    n_permutations: int = 999,
+    alpha_level: float = 0.05,
+    names_matter: bool = False,
+    seed: int = 0,
+) -> PermutationTest:
+    """Test a statistic by exchanging labels as they were assigned: whole units, inside blocks (see `Design`).
+
+    Parameters
+    ----------
+    statistic
+        Function of labels (items,), in the values of y. Refit everything that was fitted with the labels inside it.
+    y, groups, units, blocks
+        (items,) each.
+    names_matter
+        True where exchanging the names of two classes changes the statistic (a signed difference of two means); a
+        score of a classifier does not change, and then fewer labelings are distinct.
+
+    Raises `InputError` as `Design.of`. A design without a test at `alpha_level` gives p_value None and the reason.
+
+    >>> x = np.array([1.0, 2.0, 3.0, 4.0, 11.0, 12.0, 13.0, 14.0])
+    >>> gap = lambda labels: x[labels == 1].mean() - x[labels == 0].mean()
+    >>> permutation_test(gap, [0, 0, 0, 0, 1, 1, 1, 1], names_matter=True).p_value == 1 / 70
+    True
+    """
+    design = Design.of(y, groups, units, blocks)
+    values = np.asarray(y)
+    names = np.asarray(design.names, dtype=values.dtype)
+    observed = float(statistic(values))
+    count = design.n_arrangements if names_matter else design.n_labelings
+    reason = "" if names_matter and count * alpha_level >= 1 else design.refusal(alpha_level)
+    exhaustive = count <= ENUMERATE_UP_TO
+    smallest = 1 / count if exhaustive else max(1 / count, 1 / (n_permutations + 1))
+    if not reason and smallest > alpha_level:
+        reason = f"{n_permutations} permutations cannot give a p below {smallest:.2g}: use 999"
+    if reason:
+        return PermutationTest(observed, None, smallest, np.zeros(0), exhaustive, reason)
+    units_labels = _every(design, renamings=names_matter) if exhaustive else _sample(design, n_permutations, seed)
+    null = np.array([float(statistic(names[labels[design.units]])) for labels in units_labels[1:]])
+    p = float(p_value(np.concatenate([[observed], null])))
+    return PermutationTest(observed, p, smallest, null, exhaustive)
+
+
 def check_frozen_folds(design: Design, folds: Folds) -> None:
     """Raise `DesignError` unless labels are exchanged inside the folds only (P(folds | labels) must not change)."""
     fold = folds.fold_of(design.n_items)
@@ -77,9 +147,9 @@ def check_frozen_folds(design: Design, folds: Folds) -> None:
             )
 
 
-def _every(design: Design) -> NDArray[np.int64]:
-    every = np.stack(list(design.arrangements()))
-    observed = _canonical(design, design.unit_labels)
+def _every(design: Design, *, renamings: bool = False) -> NDArray[np.int64]:
+    every = np.stack(list(design.arrangements(renamings=renamings)))
+    observed = design.unit_labels if renamings else _canonical(design, design.unit_labels)
     first = int(np.flatnonzero((every == observed).all(1))[0])
     every = np.delete(every, first, axis=0)
     return np.concatenate([design.unit_labels[None], every])

@@ -48,8 +48,8 @@ _MOVED = {
 _RENAMED = {"encoder.encoder.encoder.layers.": "encoder.encoder.layers."}  # what 5.21 on writes into a file
 
 
-def load_tokenizer(source: str | Path, device: torch.device) -> Any:  # noqa: ANN401
-    """Return the real `Qwen3TTSTokenizer.from_pretrained(source)`, in float32, in eval mode, repaired, on the device.
+def load_tokenizer(folder: Path, device: torch.device) -> Any:  # noqa: ANN401
+    """Return the real `Qwen3TTSTokenizer.from_pretrained(folder)`, in float32, in eval mode, repaired, on the device.
 
     Raises `MissingExtraError`, `InputError` (nothing to load) or `CertificateError` (a version that is not supported,
     weights that do not fit).
@@ -63,16 +63,16 @@ def load_tokenizer(source: str | Path, device: torch.device) -> Any:  # noqa: AN
         stored = _MOVED | {name: _MOVED[published] for name, published in _RENAMED.items()}
         settings["key_mapping"] = {f"^{re.escape(name)}": inside for name, inside in stored.items()}
     try:
-        tokenizer = _from_pretrained(Qwen3TTSTokenizer, str(source), settings)
+        tokenizer = _from_pretrained(Qwen3TTSTokenizer, folder, settings)
     except ValueError as error:
         if "already used by a Transformers" not in str(error):
-            raise InputError(f"{source}: cannot be loaded: {_first_line(error)}") from error
+            raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
         raise CertificateError(
             f"transformers {version('transformers')} has taken the model type of qwen-tts {QWEN_TTS_VERSION}: "
             "install transformers 4.57.3, or 5.15 to 5.23"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{source}: cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
     tokenizer.model.eval().requires_grad_(False)
     if _is_version_5():
         _repair(tokenizer.model)
@@ -147,7 +147,7 @@ def published_name(name: str) -> str:
     return name
 
 
-def _from_pretrained(cls: Any, source: str, settings: dict[str, Any]) -> Any:  # noqa: ANN401
+def _from_pretrained(cls: Any, folder: Path, settings: dict[str, Any]) -> Any:  # noqa: ANN401
     """Load without bars or warnings on stderr, whatever the default dtype is; then see that no weight is missing."""
     import transformers
 
@@ -157,30 +157,29 @@ def _from_pretrained(cls: Any, source: str, settings: dict[str, Any]) -> Any:  #
     logging.disable_progress_bar()
     torch.set_default_dtype(torch.float32)
     try:
-        tokenizer = cls.from_pretrained(source, **settings)
+        tokenizer = cls.from_pretrained(str(folder), **settings)
     finally:
         torch.set_default_dtype(dtype)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    _check_weights(tokenizer.model, source)
+    _check_weights(tokenizer.model, folder)
     return tokenizer
 
 
-def _check_weights(model: nn.Module, source: str) -> None:
+def _check_weights(model: nn.Module, folder: Path) -> None:
     """See that every tensor is the checkpoint's; transformers fills what it does not find with random numbers."""
     from safetensors import safe_open
-    from transformers.utils import cached_file
 
     missing = {published_name(name): tensor for name, tensor in model.state_dict().items()}
-    with safe_open(cached_file(source, "model.safetensors"), framework="pt") as stream:
+    with safe_open(folder / "model.safetensors", framework="pt") as stream:
         for name in stream.keys():
             loaded = missing.get(published_name(name))
             if loaded is not None and torch.equal(stream.get_tensor(name).to(loaded.dtype), loaded):
                 del missing[published_name(name)]
     if missing:
         raise CertificateError(
-            f"{source}: {len(missing)} tensors are not those of the checkpoint: {shorten(sorted(missing), most=3)}: "
+            f"{folder}: {len(missing)} tensors are not those of the checkpoint: {shorten(sorted(missing), most=3)}: "
             "give the folder of a Qwen3-TTS 12 Hz tokenizer as released"
         )
 

@@ -38,15 +38,15 @@ WHOLE_FRAMES = 750  # clips of up to a minute are decoded in one piece
 _VOLATILE = frozenset({"transformers_version", "architectures", "torch_dtype", "dtype", "_name_or_path"})
 
 
-def open_qwen3_tts(source: str | Path, device: str = "auto") -> "Qwen3TTSCodec":
-    """Open and certify a tokenizer from a folder as `save_pretrained` writes it, or from a hub id.
+def open_qwen3_tts(folder: str | Path, device: str = "auto", source: str = "") -> "Qwen3TTSCodec":
+    """Open and certify a tokenizer from a folder as `save_pretrained` writes it.
 
-    Raises `MissingExtraError` without qwen-tts, `InputError` when it cannot be loaded, `CertificateError` when it is
-    not what it must be.
+    `source` is what results call it; the folder's own name by default. Raises `MissingExtraError` without qwen-tts,
+    `InputError` when it cannot be loaded, `CertificateError` when it is not what it must be.
     """
-    tokenizer = compat.load_tokenizer(source, device_of(device))
-    name = Path(source).resolve().name if Path(source).is_dir() else str(source)
-    return Qwen3TTSCodec(tokenizer, source=name, weights_hash=_weights_hash(tokenizer.model, source))
+    folder = Path(folder).resolve()
+    tokenizer = compat.load_tokenizer(folder, device_of(device))
+    return Qwen3TTSCodec(tokenizer, source=source or folder.name, weights_hash=_weights_hash(tokenizer.model, folder))
 
 
 class Qwen3TTSCodec:
@@ -312,11 +312,9 @@ def _info(tokenizer: Any, source: str, weights_hash: str) -> CodecInfo:  # noqa:
     )
 
 
-def _weights_hash(model: Any, source: str | Path) -> str:  # noqa: ANN401
+def _weights_hash(model: Any, folder: Path) -> str:  # noqa: ANN401
     """Return the hash of all tensors by their published names, and of the configuration that says what they mean."""
-    from transformers.utils import cached_file
-
-    config = json.loads(Path(cached_file(str(source), "config.json")).read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     parts: list[bytes | str] = [json.dumps(_without_volatile(config), sort_keys=True)]
     tensors = {compat.published_name(name): tensor for name, tensor in model.state_dict().items()}
     for name in sorted(tensors):

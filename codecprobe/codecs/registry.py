@@ -25,6 +25,7 @@ CODECS = {
 }
 
 _MODEL_TYPES = {"qwen3_tts_tokenizer_12hz": "codecprobe.codecs.qwen3_tts:open_qwen3_tts"}
+_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 _REFUSED = {
     "qwen3_tts": "is a whole Qwen3-TTS model, not a codec: give its subfolder speech_tokenizer",
     "qwen3_tts_tokenizer_25hz": "is the 25 Hz tokenizer, which has no residual layers: give the 12 Hz tokenizer",
@@ -56,7 +57,9 @@ def open_codec(name: str | Path, device: str = "auto") -> "Codec":
     if text and folder.is_dir():
         return _adapter(_model_type_of_folder(folder), text)(folder, device=device)
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        return _adapter(_model_type_on_hub(text), text)(text, device=device)
+        snapshot = _snapshot(text)
+        adapter = _adapter(_model_type_of_folder(snapshot), text)
+        return adapter(snapshot, device=device, source=f"{text}@{snapshot.name[:12]}")
     raise InputError(
         f"codec must be one of {', '.join(CODECS)}, a folder as save_pretrained writes it, or a hub id OWNER/NAME; "
         f"got {text!r}, which is none of them"
@@ -79,21 +82,41 @@ def _model_type_of_folder(folder: Path) -> str:
     return _model_type(path, str(folder))
 
 
-def _model_type_on_hub(repository: str) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+def _snapshot(repository: str) -> Path:
+    """Return the folder of a hub repository: what the hub's local cache holds, else downloaded now.
+
+    What is cached is used as it is, so nothing needs a network twice. A download starts with one request that does not
+    retry and with the configuration, so that a missing network or another kind of model shows at once.
+    """
+    from huggingface_hub import hf_hub_download, model_info, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = hf_hub_download(repository, "config.json")
-    except LocalEntryNotFoundError as error:  # offline, or no network, and not in the hub's cache
+        folder = Path(snapshot_download(repository, local_files_only=True))
+        if all((folder / name).is_file() for name in _FILES):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise InputError(f"{repository} is no hub id ({_first_line(error)}): give OWNER/NAME") from error
+    try:
+        model_info(repository, timeout=10)
+    except HfHubHTTPError as error:
+        raise InputError(f"{repository}: the hub does not give it ({_first_line(error)}): check the name") from error
+    except Exception as error:  # whatever the version's HTTP library raises when there is no network
         raise InputError(
             f"{repository} is not in the local hub cache and the hub cannot be reached: "
             "give a folder as save_pretrained writes it, or run once with a network"
         ) from error
-    except (EntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{repository}: no codec of this name on the hub ({reason}): check the name") from error
-    return _model_type(Path(path), repository)
+    try:
+        _adapter(_model_type(Path(hf_hub_download(repository, "config.json")), repository), repository)
+        return Path(snapshot_download(repository, allow_patterns=list(_FILES)))
+    except OSError as error:
+        raise InputError(f"{repository}: download failed ({_first_line(error)}): run again, it resumes") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _model_type(path: Path, name: str) -> str:

@@ -62,7 +62,11 @@ def test_a_hub_id_in_the_cache_is_told_apart_by_its_model_type(tmp_path, monkeyp
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    config_folder(repository / "snapshots" / ("0" * 40), {"model_type": "gpt2"})
+    snapshot = config_folder(repository / "snapshots" / ("0" * 40), {"model_type": "gpt2"})
+    with pytest.raises(InputError, match="is not in the local hub cache"):  # half a snapshot is none
+        open_codec("nobody/gpt")
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (snapshot / name).touch()
     with pytest.raises(InputError, match="nobody/gpt: model_type 'gpt2' is no codec known here"):
         open_codec("nobody/gpt")
 

@@ -196,3 +196,15 @@ def test_the_hash_names_the_weights_and_their_meaning_not_the_place(folder, own_
     weights["decoder.pre_conv.conv.weight"][0, 0, 0] += 1e-3
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     assert open_qwen3_tts(other, "cpu").info.weights_hash != reference
+
+
+def test_a_hub_id_in_the_cache_opens_without_a_network_and_names_its_revision(folder, tmp_path, monkeypatch):
+    """The hub's layout: models--OWNER--NAME/refs/main names the snapshot. HF_HUB_OFFLINE is set for every test."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, revision = tmp_path / "models--Qwen--Qwen3-TTS-Tokenizer-12Hz", "0123456789abcdef" + 24 * "0"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(folder, repository / "snapshots" / revision)
+    codec = open_codec("qwen3-tts-12hz", "cpu")
+    assert codec.info.source == "Qwen/Qwen3-TTS-Tokenizer-12Hz@0123456789ab"
+    assert codec.info.weights_hash == open_qwen3_tts(folder, "cpu").info.weights_hash

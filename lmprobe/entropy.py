@@ -12,7 +12,7 @@ Gaps are risk - safe: negative where risk prompts leave less open. alpha = 1 - v
 the variance: A1 between prompts (of m), A2 pooled over tokens, A3 within prompts; LVR = 0.5 log(var_risk / var_safe).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,12 @@ class Entropies:
 
 
 def gap_rows(
-    entropies: Entropies, contrast: Contrast, planted: Mapping[str, float] | None = None, *, detail: bool = False
+    entropies: Entropies, contrast: Contrast, planted: Entropies | None = None, *, detail: bool = False
 ) -> list[Row]:
-    """Return the gap in each mode with interval, label-permutation p and Welch's p; Holm over the modes."""
+    """Return the gap in each mode with interval, label-permutation p and Welch's p; Holm over the modes.
+
+    planted : the exact entropies of an organism on these prompts; its gap stands beside the measured one.
+    """
     rows: list[Row] = []
     for mode in MODES:
         values = entropies.mean(mode)[contrast.items]
@@ -71,8 +74,8 @@ def gap_rows(
         row["p_welch"] = _or_none(lambda a=first, b=second: welch(a, b).p_value)  # type: ignore[misc]
         row[f"mean_{contrast.first}"], row[f"mean_{contrast.second}"] = float(first.mean()), float(second.mean())
         row["n_tokens"] = int(entropies.n_tokens(mode)[contrast.items].sum())
-        if planted:
-            row["planted"] = planted[mode]
+        if planted is not None:
+            row["planted"] = _exact(contrast.observed(gap(planted.mean(mode)[contrast.items])))
         rows.append(row)
     tested = [row["p_value"] if row["p_value"] is not None else np.nan for row in rows]
     for row, adjusted in zip(rows, holm(tested), strict=True):
@@ -80,7 +83,7 @@ def gap_rows(
     return rows
 
 
-def effect_rows(entropies: Entropies, contrast: Contrast) -> list[Row]:
+def effect_rows(entropies: Entropies, contrast: Contrast, planted: Entropies | None = None) -> list[Row]:
     """Return Cohen's d and Hedges' g of the prompts' mean entropies, with noncentral-t intervals, in each mode."""
     rows: list[Row] = []
     for mode in MODES:
@@ -93,27 +96,38 @@ def effect_rows(entropies: Entropies, contrast: Contrast) -> list[Row]:
                 row |= {"value": None, "ci_low": None, "ci_high": None, "value_note": str(error)}
             else:
                 row |= {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
+            if planted is not None:
+                exact = contrast.split(planted.mean(mode)[contrast.items])
+                row["planted"] = _exact(_or_none(lambda f=function, e=exact: f(*e).value))  # type: ignore[misc]
             rows.append(row | {"p_value": None, "p_note": SAME_QUESTION})
     return rows
 
 
-def variance_rows(entropies: Entropies, contrast: Contrast, *, seed: int = 0) -> list[Row]:
+def variance_rows(
+    entropies: Entropies, contrast: Contrast, planted: Entropies | None = None, *, seed: int = 0
+) -> list[Row]:
     """Return alpha and LVR in their readings and modes, each with its null, p and the coupling flag.
 
     p is that of |LVR| under exchange of categories, on values whose category means were removed; null_low, null_high
-    are the range of alpha (or LVR) under that exchange. Rows of A1 add the F null of normal samples (null_f_*), the
-    Brown-Forsythe p and `mean_coupled`.
+    are the range of alpha (or LVR) under that exchange; p_adjusted is Holm's over all readings and modes. Rows of A1
+    add the F null of normal samples (null_f_*), the Brown-Forsythe p and `mean_coupled`.
     """
     rows: list[Row] = []
     for mode in MODES:
         means, traces = entropies.mean(mode)[contrast.items], entropies.traces[mode][contrast.items]
         flat = contrast.centred(means)
         level = traces - (means - flat)[:, None]  # every token minus the mean of its category's prompts
-        readings = [("A1", "between prompts", between_variance(means), between_variance(flat))]
-        if mode != "prompt end":
-            readings.append(("A2", "all tokens", pooled_variance(traces), pooled_variance(level)))
-            readings.append(("A3", "within prompts", within_variance(traces), within_variance(traces)))
-        for name, words, own, centred in readings:
+        readings = _readings(means, traces)
+        centres = _readings(flat, level)
+        exact = (
+            {}
+            if planted is None
+            else _readings(*(x[contrast.items] for x in (planted.mean(mode), planted.traces[mode])))
+        )
+        for (name, words), own in readings.items():
+            if mode == "prompt end" and name != "A1":
+                continue  # one token: nothing to pool
+            centred = centres[name, words]
             extra = _single_reading(contrast, means, entropies.log_vocabulary, seed) if name == "A1" else {}
             p = _finite(contrast.p_value(log_variance_ratio(centred)))
             for metric, statistic in (("alpha", alpha), ("LVR", log_variance_ratio)):
@@ -126,6 +140,8 @@ def variance_rows(entropies: Entropies, contrast: Contrast, *, seed: int = 0) ->
                     detail=not shown,
                 )
                 value = contrast.observed(statistic(own))
+                if exact:
+                    row["planted"] = _exact(_finite(contrast.observed(statistic(exact[name, words]))))
                 if not np.isfinite(value):
                     row |= {"value": None, "ci_low": None, "ci_high": None, "p_value": None}
                     row["p_note"] = "not defined: the entropies of a category do not vary"
@@ -136,6 +152,10 @@ def variance_rows(entropies: Entropies, contrast: Contrast, *, seed: int = 0) ->
                 row |= {"null_low": _finite(null[0]), "null_high": _finite(null[1])} if null else {}
                 row |= _p(contrast, p) | extra | {"reading": name}
                 rows.append(row)
+    tested = {(r["mode"], r["reading"]): r["p_value"] for r in rows if r["p_value"] is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True)) if tested else {}
+    for row in rows:
+        row["p_adjusted"] = adjusted.get((row["mode"], row["reading"])) if row["p_value"] is not None else None
     return rows
 
 
@@ -190,6 +210,20 @@ def family_interval(
     error = float(np.sqrt(n / (n - 1) * (sums**2).sum())) / len(x)
     half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
     return float(x.mean()) - half, float(x.mean()) + half
+
+
+def _readings(means: Floats, traces: Floats) -> dict[tuple[str, str], Callable[[Floats], Floats]]:
+    """Return the variance in each reading, by name and words."""
+    return {
+        ("A1", "between prompts"): between_variance(means),
+        ("A2", "all tokens"): pooled_variance(traces),
+        ("A3", "within prompts"): within_variance(traces),
+    }
+
+
+def _exact(value: float | None) -> float | None:
+    """Return a planted value without the rounding error of its sums."""
+    return None if value is None else round(value, 12) + 0.0
 
 
 def _single_reading(contrast: Contrast, means: Floats, upper: float, seed: int) -> Row:

@@ -9,7 +9,7 @@ readings, every layer, control contrasts) are in the JSON object, in the files a
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lmprobe.capture import capture
-from lmprobe.contrasts import Contrast, contrast, gap
+from lmprobe.contrasts import Contrast, contrast
 from lmprobe.dimension import dimension_rows, map_table, token_rows
 from lmprobe.entropy import (
     FIRST_MODE,
@@ -169,11 +169,11 @@ def _entropies(lm: LanguageModel, own: Generation, forced: Generation) -> Entrop
     return Entropies({mode: traces[mode] for mode in MODES}, float(np.log(lm.vocabulary)))
 
 
-def _entropy_rows(entropies: Entropies, options: Options, planted: Mapping[str, float] | None) -> list[Row]:
+def _entropy_rows(entropies: Entropies, options: Options, planted: Entropies | None) -> list[Row]:
     main, *others = options.contrasts
     rows = gap_rows(entropies, main, planted)
-    rows += effect_rows(entropies, main)
-    rows += variance_rows(entropies, main, seed=options.seed)
+    rows += effect_rows(entropies, main, planted)
+    rows += variance_rows(entropies, main, planted, seed=options.seed)
     for other in others:
         for row in gap_rows(entropies, other, detail=True):
             rows.append({**row, "metric": f"{row['metric']}: {row['contrast']}"})
@@ -221,8 +221,8 @@ def _contrasts(prompts: Prompts, n_permutations: int, n_bootstrap: int, seed: in
 
 def _planted(
     lm: LanguageModel, source: str | os.PathLike[str] | None, options: Options, forced: Generation
-) -> dict[str, float] | None:
-    """Return the planted gaps of an organism on prompts of its language, by mode; None for every other model."""
+) -> Entropies | None:
+    """Return the planted entropies of an organism on prompts of its language; None for every other model."""
     from lmprobe.organisms.folder import TRUTH, read_organism
     from lmprobe.organisms.truth import planted_traces
 
@@ -234,9 +234,7 @@ def _planted(
     common = planted_traces(options.prompts.texts, strength, words)
     if own is None or common is None:
         return None
-    main = options.contrasts[0]
-    planted = Entropies({"prompt end": own[:, :1], "own text": own, "common text": common}, 0.0)
-    return {mode: round(main.observed(gap(planted.mean(mode)[main.items])), 12) for mode in MODES}
+    return Entropies({"prompt end": own[:, :1], "own text": own, "common text": common}, float(np.log(lm.vocabulary)))
 
 
 def _wanted(models: Sequence[Model] | Model | None) -> list[Model]:

@@ -141,8 +141,9 @@ def _exchange(main: Contrast, options: Options) -> str:
     how = "all" if main.exhaustive else f"{main.labelings.shape[1] - 1}"
     where = "inside families" if main.paired else "as the families allow"
     return (
-        f"p: {how} exchanges of the categories {where}, two-sided, (b + 1) / (m + 1); p adj.: Holm over the three "
-        f"modes, max-T over layers; intervals: {options.n_bootstrap} resamples of whole families, or t over families"
+        f"p: {how} exchanges of the categories {where}, two-sided, (b + 1) / (m + 1); p adj.: Holm over the modes (and "
+        "readings of alpha), max-T over layers; intervals: "
+        f"{options.n_bootstrap} resamples of whole families, or t over families"
     )
 
 

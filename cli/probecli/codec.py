@@ -5,14 +5,8 @@ from pathlib import Path
 import click
 
 from probecli.group import ProbeGroup
-from probecli.options import common
+from probecli.options import CODEC_HELP, common, speech
 from probecli.output import show
-
-CORPUS_HELP = (
-    "embedded (synthetic voices), librispeech:SUBSET (downloaded into the cache), a folder in LibriSpeech's layout, "
-    "a folder of SPEAKER/... audio, or a CSV manifest (path, speaker, session, text)."
-)
-CODEC_HELP = "embedded, qwen3-tts-12hz, a hub name, or a folder as save_pretrained writes it."
 
 
 @click.group(cls=ProbeGroup)
@@ -22,10 +16,7 @@ def main() -> None:
 
 
 @main.command("speaker-probe")
-@click.option("--corpus", default="embedded", show_default=True, help=CORPUS_HELP)
-@click.option("--codec", default="embedded", show_default=True, help=CODEC_HELP)
-@click.option("--speakers", type=click.IntRange(min=2), help="Draw this many speakers (default: all).")
-@click.option("--clips", type=click.IntRange(min=1), help="Draw this many clips of each speaker (default: all).")
+@speech
 @click.option(
     "--split",
     type=click.Choice(["session", "utterance"]),

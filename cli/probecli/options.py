@@ -1,4 +1,4 @@
-"""The options every command has, as one decorator."""
+"""The options that commands share, as decorators: those of every command, and those that choose corpus and codec."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,5 +29,26 @@ _COMMON = (
 def common(command: F) -> F:
     """Add --seed --device --out --json --quiet; the command receives seed, device, out, as_json and quiet."""
     for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+CORPUS_HELP = (
+    "embedded (synthetic voices), librispeech:SUBSET (downloaded into the cache), a folder in LibriSpeech's layout, "
+    "a folder of SPEAKER/... audio, or a CSV manifest (path, speaker, session, text)."
+)
+CODEC_HELP = "embedded, qwen3-tts-12hz, a hub name, or a folder as save_pretrained writes it."
+
+_SPEECH = (
+    click.option("--corpus", default="embedded", show_default=True, help=CORPUS_HELP),
+    click.option("--codec", default="embedded", show_default=True, help=CODEC_HELP),
+    click.option("--speakers", type=click.IntRange(min=2), help="Draw this many speakers (default: all)."),
+    click.option("--clips", type=click.IntRange(min=1), help="Draw this many clips of each speaker (default: all)."),
+)
+
+
+def speech(command: F) -> F:
+    """Add --corpus --codec --speakers --clips; the command receives corpus, codec, speakers and clips."""
+    for option in reversed(_SPEECH):
         command = option(command)
     return command

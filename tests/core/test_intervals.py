@@ -248,3 +248,36 @@ def test_the_closed_form_jackknife_equals_refits(monkeypatch):
     closed = resampled_scores(x, design, folds, spec, plan)
     monkeypatch.setattr(intervals, "MOST_ITEMS_KERNEL", 10)
     np.testing.assert_allclose(resampled_scores(x, design, folds, spec, plan), closed, atol=1e-12)
+
+
+def test_trap_12_two_equal_layers_are_told_apart_in_at_most_5_percent():
+    """10 speakers x 5 clips, both layers at effect 2.2: 150 replicates reject at most .08; McNemar on clips above .1.
+
+    The same resamples serve both layers, the standard error of the difference matches its standard deviation.
+    """
+    from probecore.stats.bootstrap import t_quantile
+    from probecore.stats.effects import mcnemar_exact
+
+    rng = np.random.default_rng(14)
+    folds, spec = group_folds(SPEAKER, 5), ProbeSpec("ridge", 64.0, "none")
+    rows = torch.tensor(np.concatenate(folds.tests()))
+    differences, errors, rejected, mcnemar = [], [], [], []
+    for r in range(150):
+        y = np.concatenate([rng.permutation((np.arange(5) + rng.integers(2)) % 2) for _ in range(10)])
+        design = Design.of(y, SPEAKER)
+        plan = plan_resampling(design, folds, None, spec, 80, r)
+        right, resampled = [], []
+        for _ in range(2):
+            u = rng.normal(size=64)
+            strength = 2.2 * (1 + 0.8 * rng.normal(size=10))[SPEAKER]
+            x = rng.normal(size=(50, 64)) + 0.5 * rng.normal(size=(10, 64))[SPEAKER]
+            x = torch.tensor(x + (strength / 2 * (2 * y - 1))[:, None] * u / np.linalg.norm(u))
+            f = torch.cat(decide(spec, x, folds.pairs, torch.tensor(y)[:, None], 2, torch.tensor(SPEAKER)))[:, 0]
+            right.append(((f > 0).long() == torch.tensor(y)[rows]).numpy())
+            resampled.append(resampled_scores(x, design, folds, spec, plan))
+        differences.append(right[0].mean() - right[1].mean())
+        errors.append(plan.error(resampled[0] - resampled[1]))
+        rejected.append(abs(differences[-1]) > t_quantile(plan.freedom) * errors[-1])
+        mcnemar.append(mcnemar_exact(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())) <= 0.05)
+    assert np.mean(rejected) <= 0.08 and np.mean(mcnemar) > 0.1, (np.mean(rejected), np.mean(mcnemar))
+    assert 0.85 < np.mean(errors) / np.std(differences) < 1.3

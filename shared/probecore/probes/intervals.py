@@ -75,7 +75,7 @@ class Resampling:
             m = float(np.nanmean(values)) if np.isfinite(error) else None
             return share_interval(value, error, self.freedom, n_items, len(self.strata), measured_at=m)
         half = t_quantile(self.freedom) * error
-        return value - half, value + half
+        return value - half, min(value + half, 1.0)  # no r2 exceeds 1
 
 
 def plan_resampling(

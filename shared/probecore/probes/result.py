@@ -81,7 +81,9 @@ class ProbeResult:
         error = plan.error(self.resampled[a] - self.resampled[b])
         half = t_quantile(plan.freedom) * error
         p = t_p_value(difference / error, plan.freedom) if error > 0 else float(difference == 0)
-        row |= {"difference": difference, "ci_low": difference - half, "ci_high": difference + half, "p_value": p}
+        end = float("inf") if self.design.real else 1.0  # a difference of two shares
+        row |= {"difference": difference, "p_value": p}
+        row |= {"ci_low": max(difference - half, -end), "ci_high": min(difference + half, end)}
         return row | {"n_clusters": len(plan.strata), "interval": plan.method}
 
     def best_layer(self) -> Row:

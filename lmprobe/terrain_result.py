@@ -90,6 +90,8 @@ def model_notes(lm: LanguageModel, name: str, rows: list[Row], clouds: list[Row]
         )
     if massive_first_token(clouds):
         notes.append(f"{name}: position 0 is massive: it alone makes the first component of the token states")
+    if any(row.get("massive") for row in rows):
+        notes.append(f"{name}: one massive coordinate carries the first component; the details leave it out")
     if no_twin:
         notes.append(f"{name}: no random-weight control (more than {MOST_RANDOM_PARAMETERS:,} parameters)")
     ignored = not_applied(lm)

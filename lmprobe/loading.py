@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from lmprobe.models import LanguageModel, wrap_model
+from probecore.devices import device_of
 from probecore.errors import InputError, shorten
 
 _NOT_THERE = ("RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError")
@@ -45,7 +46,7 @@ def open_model(
     Raises `InputError` when there is no such folder or model, no network, no tokenizer, or no causal language model;
     `CertificateError` when the model cannot be certified.
     """
-    target = torch.device(resolve_device(device))
+    target = device_of(device, mps=True)
     name = os.fspath(name_or_path)
     folder = _folder(name)
     source = str(folder) if folder is not None else name
@@ -68,22 +69,6 @@ def open_model(
             model.to(target), tokenizer, name=_shown(name, folder), revision=revision, blocks=blocks,
             final_norm=final_norm,
         )  # fmt: skip
-
-
-def resolve_device(device: str) -> str:
-    """Return the device "auto" stands for, or the given one; raises `InputError` when it is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps; got {device!r}") from None
-    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise InputError(f"device {device!r} is not there on this machine: take --device cpu")
-    return device
 
 
 def _commit(name: str, revision: str | None) -> str | None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from codecprobe.codecs import qwen3_compat as compat
 from codecprobe.codecs.codec import CodecInfo, Codes, Waveform, check_codes, check_waveform
+from probecore.devices import device_of
 from probecore.errors import CertificateError, InputError
 from probecore.provenance import digest, versions
 
@@ -253,19 +254,6 @@ class Qwen3TTSCodec:
         n_semantic = quantizer.n_q_semantic
         group, i = (quantizer.rvq_first, layer) if layer < n_semantic else (quantizer.rvq_rest, layer - n_semantic)
         return group, group.vq.layers[i]
-
-
-def device_of(name: str) -> torch.device:
-    """Return the torch device of auto, cpu, cuda or cuda:N; raises `InputError` when this machine has none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
-        raise InputError(f"--device must be auto, cpu, cuda or cuda:N; got {name!r}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and int(number or 0) >= count:
-        raise InputError(f"--device {name} is not there, this machine has {count} CUDA devices: use --device cpu")
-    return torch.device(name)
 
 
 @contextlib.contextmanager

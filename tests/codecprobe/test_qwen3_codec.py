@@ -15,7 +15,7 @@ from codecprobe.codecs import qwen3_compat as compat
 from codecprobe.codecs import qwen3_tts
 from codecprobe.codecs.codec import Codec, Codes
 from codecprobe.codecs.qwen3_certificate import recomputed_codes
-from codecprobe.codecs.qwen3_tts import Qwen3TTSCodec, device_of, exact_float32, open_qwen3_tts
+from codecprobe.codecs.qwen3_tts import Qwen3TTSCodec, exact_float32, open_qwen3_tts
 from probecore.errors import CertificateError, InputError
 from probecore.seeds import generator
 
@@ -312,15 +312,6 @@ def test_moving_the_codec_drops_cached_tables_and_certifies_again(own_codec):
     np.testing.assert_array_equal(after[:, 0], ENTRIES - 1 - before[:, 0])
     np.testing.assert_array_equal(after[:, 1:], before[:, 1:])
     assert own_codec.certificate["encoder_and_decoder_tables_equal"] is False
-
-
-def test_devices_are_checked_by_name():
-    assert device_of("cpu") == torch.device("cpu")
-    for name in ("gpu", "cuda:x", "cpu:1", ""):
-        with pytest.raises(InputError, match="must be auto, cpu, cuda or cuda:N"):
-            device_of(name)
-    with pytest.raises(InputError, match="--device cuda:99 is not there"):
-        device_of("cuda:99")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

@@ -205,7 +205,7 @@ def test_errors_say_what_to_do(folder, tmp_path, capfd):
     assert "the weights of empty could not be loaded" in message(empty)
     assert "device must be auto, cpu" in _message(folder, device="gpu")
     if not torch.cuda.is_available():
-        assert "device 'cuda' is not there" in _message(folder, device="cuda")
+        assert "device cuda is not there" in _message(folder, device="cuda")
     assert capfd.readouterr().out == ""
 
 

@@ -223,3 +223,29 @@ def test_wrong_requests_are_refused_with_the_next_step():
         probe_layers({}, y)
     with pytest.raises(InputError, match="a layer must have shape"):
         probe_layers({"a": x[0], "b": x[0, :40]}, y)
+
+
+def test_two_parts_are_blocks_and_pairs_stay_inside_a_part():
+    """Sex in two parts of 4 and 6 speakers: 6 * 20 / 2 labelings, held-out pairs never mix parts."""
+    x, _ = clips()
+    part = np.where(SPEAKER < 4, "dev", "test")
+    sex = np.where(SPEAKER % 2, "m", "f")
+    result = probe_layers(x, sex, groups=SPEAKER, blocks=part, n_bootstrap=20)
+    assert result.design.n_labelings == 6 * 20 // 2 and result.rows[0]["n_permutations"] == 59
+    assert len(result.folds) == 6 + 15
+    assert all(len(np.unique(part[test])) == 1 for test in result.folds.tests())
+    assert 0.4 < result.rows[0]["chance"] < 0.6
+
+
+def test_identity_labels_get_a_group_of_each_class_per_fold_where_that_leaves_a_test():
+    x, _ = clips(n_layers=1)
+    session = np.arange(50) // 2  # 25 sessions of 2 clips
+    dealt = probe_layers(x, session // 5, groups=session, n_permutations=49, n_bootstrap=0)
+    assert dealt.folds.stratified and len(dealt.folds) == 5 and dealt.rows[0]["p_value"] is not None
+    fold = dealt.folds.fold_of(50)
+    for labels in dealt.labelings.values.T:
+        assert all(sorted(set(labels[fold == i])) == [0, 1, 2, 3, 4] for i in range(5))
+    # 4 speakers of 2 sessions: exchange inside folds leaves 24 labelings (smallest p .042), free exchange 105;
+    # 3 speakers of 2 sessions: 6 against 15, no test at .1 inside folds but one when a session is left out
+    small = probe_layers(x[:, :12], session[:12] // 2, groups=session[:12], n_bootstrap=0, alpha_level=0.1)
+    assert small.rows[0]["folds"] == "leave one group out" and small.rows[0]["smallest_p"] == pytest.approx(1 / 15)

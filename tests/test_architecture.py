@@ -31,7 +31,7 @@ STAGES = (
     ("provenance", "results", "progress"),
     ("activations", "splits", "store", "runs"),
     ("stats",),
-    ("information", "geometry", "codebooks", "timescales", "lens"),
+    ("information", "geometry", "codebooks", "timescales", "collisions", "lens"),
     ("probes", "directions", "erasure"),
     ("ablation",),
     ("report",),
@@ -41,7 +41,7 @@ BACKWARDS = {("probecore.results", "probecore.report.text"), ("probecore.results
 # Where each backend comes to activations, and the analyses that start from them.
 HINGES = {"codecprobe": ("tokenization", "representation"), "lmprobe": ("models", "capture", "generate")}
 ANALYSES = {
-    "codecprobe": {"speaker", "content", "prosody", "usage", "timescales", "layer_ablation", "talker", "claims"},
+    "codecprobe": {"speaker", "content", "prosody", "usage", "dynamics", "layer_ablation", "talker", "claims"},
     "lmprobe": {"terrain", "potential", "refusal", "abliteration", "lens", "claims", "grokking", "separability"},
 }
 

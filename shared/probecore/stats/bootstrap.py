@@ -53,6 +53,22 @@ def jackknife_error(values: Floats, strata: NDArray[np.int64]) -> float:
     return float(np.sqrt(variance))
 
 
+def expanded_interval(values: Floats, n_clusters: int, level: float = 0.05) -> tuple[float, float]:
+    """Return percentiles of bootstrap values (resamples,), further out the fewer clusters there are (Hesterberg 2015).
+
+    The tail is Phi(-t sqrt(G / (G - 1))), t the quantile with G - 1 degrees of freedom: for a mean the percentiles then
+    cover as a t interval does. For statistics that are no means but monotone in the weights, as medians or lags are.
+    """
+    from scipy.special import ndtr
+
+    kept = values[np.isfinite(values)]
+    if n_clusters < 2 or len(kept) < 2:
+        return float("nan"), float("nan")
+    tail = float(ndtr(-t_quantile(n_clusters - 1, level) * np.sqrt(n_clusters / (n_clusters - 1))))
+    low, high = np.quantile(kept, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def t_quantile(freedom: int, level: float = 0.05) -> float:
     """Return the two-sided quantile of Student's t."""
     from scipy.special import stdtrit

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 
-CACHE = 120_000  # numbers in a batch of layers: what stays in a core's cache
+CACHE = 220_000  # numbers in a batch of layers: what stays in a core's cache
 
 
 def ridge_decisions(

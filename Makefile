@@ -10,6 +10,7 @@ export PIP_USER := 0
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+demo: export CODECPROBE_CACHE = $(CURDIR)/runs/cache
 demo: .venv/ready  ## both main jobs on the embedded data: two tables, and a report folder with pictures
 	.venv/bin/codecprobe speaker-probe --out runs/demo/speaker-probe
 	.venv/bin/lmprobe terrain --out runs/demo/terrain

@@ -6,8 +6,12 @@ readers. The p-value exchanges whole sessions between speakers inside the folds 
 label came about; permuting clips is wrong in either direction. Where every speaker has one session, voice and
 recording cannot be told apart and there is no p-value.
 
+Leaving out one session of one speaker at a time is as safe against leaks, but then every training set lacks a session
+of just the speaker who is tested: a probe that knows nothing is right in 0 to 5 % of the cases instead of 1 / speakers,
+and a weak effect never shows in the accuracy.
+
 Chance is the mean accuracy over these permutations; selectivity is the accuracy above it (the control task of Hewitt
-& Liang 2019 with sessions as types).
+& Liang 2019 with sessions as types). Intervals resample speakers: they speak about other speakers like these.
 """
 
 from collections import Counter
@@ -34,12 +38,10 @@ from probecore.probes.solvers import ProbeSpec
 from probecore.progress import progress
 from probecore.provenance import provenance
 from probecore.results import Figure, Result, Row
-from probecore.splits import Folds, stratified_folds
 from probecore.store import ArrayCache, cache_dir
 from probecore.validation import one_of
 
 SPLITS = ("session", "utterance")
-MOST_FOLDS = 5
 COLUMNS = (
     "features", "layer", "accuracy", "ci_low", "ci_high", "chance", "selectivity", "p_value", "p_adjusted",
     "adds", "adds_low", "adds_high", "accuracy_utterance", "n_items", "n_sessions",
@@ -159,28 +161,14 @@ def testable(windows: Windows, split: str) -> tuple[Windows, tuple[str, ...]]:
     return rest, alone
 
 
-def session_folds(family: Activations, seed: int) -> Folds:
-    """Deal the sessions of each speaker to folds, so that a fold tests about one new session of every speaker.
-
-    As many folds as the speaker with most sessions has, at most 5. Leaving out one session of one speaker at a time
-    would do as well against leaks, but then every training set lacks a session of just the speaker who is tested: a
-    probe that knows nothing is right in 0 to 5 % of the cases instead of 1 / speakers, and a weak effect never shows.
-    """
-    speaker, session = family.label("speaker").values, family.groups
-    most = max(Counter(name for name, _ in set(zip(speaker.tolist(), session.tolist(), strict=True))).values())
-    folds = stratified_folds(speaker, session, max(2, min(most, MOST_FOLDS)), seed=seed)
-    return replace(folds, scheme=f"one session of each speaker left out ({len(folds)} folds)")
-
-
 def probe_family(family: Activations, settings: Settings) -> ProbeResult:
     """Probe all layers of one kind of features for the speaker, with the design of the module docstring."""
-    folds = session_folds(family, settings.seed) if settings.split == "session" else "item"
     return probe_layers(
         family,
         "speaker",
+        clusters=family.label("speaker").values,
         probe=_probe_for(family),
-        folds=folds,
-        blocks=None if isinstance(folds, str) else folds.fold_of(family.n_items),
+        folds="auto" if settings.split == "session" else "item",
         n_permutations=settings.n_permutations,
         n_bootstrap=settings.n_bootstrap,
         seed=settings.seed,

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from toy_codec import ToyCodec
 
 from codecprobe.corpora.corpus import Audio, Clip, Corpus
-from codecprobe.speaker import COLUMNS, Settings, probe_family, session_folds, speaker_probe, utterance_accuracy
+from codecprobe.speaker import COLUMNS, Settings, probe_family, speaker_probe, utterance_accuracy
 from probecli.codec import main
 from probecore import Activations, DesignError, InputError, Label, probe_layers
 from probecore.provenance import digest
@@ -72,8 +72,8 @@ def test_a_speaker_is_found():
 def test_folds_never_share_a_session_and_test_every_speaker():
     family = world(0, 1.0, 1.0)
     speaker, session = family.label("speaker").values, family.groups
-    folds = session_folds(family, seed=0)
-    assert len(folds) == 3 and folds.stratified
+    folds = probe_family(family, settings(n_permutations=0)).folds
+    assert folds is not None and len(folds) == 3 and folds.stratified
     for train, test in folds.pairs:
         assert not set(session[train]) & set(session[test])
         assert set(speaker[test]) == set(speaker[train]) == set(speaker)

@@ -1,8 +1,9 @@
 """Open a codec by name, by hub id or by folder.
 
 A name is one of `CODECS`; a hub id holds one slash (`Qwen/Qwen3-TTS-Tokenizer-12Hz`); a folder is one that
-`save_pretrained` wrote, told apart by `model_type` in its config.json. A folder that exists wins over a hub id. Nothing
-heavy is imported before a codec is opened.
+`save_pretrained` wrote, told apart by `model_type` in its config.json. A folder that exists wins over a hub id. A
+number after a colon keeps the first layers of a codec whose decoder takes fewer (`mimi:8`). Nothing heavy is imported
+before a codec is opened.
 """
 
 import json
@@ -22,13 +23,35 @@ CODECS = {
     "embedded": "residual vector quantiser inside the package, synthetic: layer 0 content, layers 1-2 voice",
     "embedded-flat": "the same quantiser without the planted structure",
     "qwen3-tts-12hz": f"Qwen3-TTS tokenizer, 12.5 Hz, 16 layers, 24 kHz ({QWEN3_TTS_12HZ})",
+    "mimi": "Mimi, 12.5 Hz, 32 layers, 24 kHz (kyutai/mimi)",
+    "encodec": "EnCodec, 75 Hz, 32 layers, 24 kHz (facebook/encodec_24khz)",
+    "dac": "Descript audio codec, 50 Hz, 12 layers, 16 kHz (descript/dac_16khz)",
+    "xcodec": "X-codec over HuBERT, 50 Hz, 8 layers, 16 kHz (hf-audio/xcodec-hubert-librispeech)",
 }
 
-_MODEL_TYPES = {"qwen3_tts_tokenizer_12hz": "codecprobe.codecs.qwen3_tts:open_qwen3_tts"}
+_HUB_IDS = {
+    "qwen3-tts-12hz": QWEN3_TTS_12HZ,
+    "mimi": "kyutai/mimi",
+    "encodec": "facebook/encodec_24khz",
+    "dac": "descript/dac_16khz",
+    "xcodec": "hf-audio/xcodec-hubert-librispeech",
+}
+_MODEL_TYPES = {
+    "qwen3_tts_tokenizer_12hz": "codecprobe.codecs.qwen3_tts:open_qwen3_tts",
+    "mimi": "codecprobe.codecs.mimi:open_mimi",
+    "encodec": "codecprobe.codecs.encodec:open_encodec",
+    "dac": "codecprobe.codecs.dac:open_dac",
+    "xcodec": "codecprobe.codecs.xcodec:open_xcodec",
+}
+_CAN_BE_CUT = ("mimi", "encodec", "dac", "xcodec")  # their decoders take the first layers alone
 _FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 _REFUSED = {
     "qwen3_tts": "is a whole Qwen3-TTS model, not a codec: give its subfolder speech_tokenizer",
     "qwen3_tts_tokenizer_25hz": "is the 25 Hz tokenizer, which has no residual layers: give the 12 Hz tokenizer",
+    "xcodec2": "has one stream of finite scalar codes (FSQ), no layers and no table of entries: give an X-codec",
+    "neucodec": "has one stream of finite scalar codes (FSQ), no layers and no table of entries: give another codec",
+    "vibevoice_acoustic_tokenizer": "gives continuous latents and no codes: there are no layers to probe",
+    "moshi": "is a language model around Mimi, not a codec: give kyutai/mimi",
 }
 
 
@@ -37,7 +60,8 @@ def open_codec(name: str | Path, device: str = "auto") -> "Codec":
 
     Parameters
     ----------
-    name : a name in `CODECS`, a folder as `save_pretrained` writes it, or a hub id.
+    name : a name in `CODECS`, a folder as `save_pretrained` writes it, or a hub id; `:8` behind it keeps the first 8
+        layers of Mimi, EnCodec, DAC or X-codec.
     device : auto, cpu, cuda or cuda:N; auto takes a GPU where there is one. The embedded codecs run on the CPU.
 
     Raises
@@ -46,24 +70,46 @@ def open_codec(name: str | Path, device: str = "auto") -> "Codec":
     MissingExtraError : the codec needs an optional dependency.
     CertificateError : the codec is not what it must be.
     """
-    text = str(name)
+    text, n_layers = _without_layers(str(name))
     if text in ("embedded", "embedded-flat"):
         from codecprobe.codecs.embedded import open_embedded
 
+        _refuse_cut(text, n_layers)
         return open_embedded(text)
-    if text == "qwen3-tts-12hz":
-        text = QWEN3_TTS_12HZ
+    text = _HUB_IDS.get(text, text)
     folder = Path(text).expanduser()  # a folder of that name wins over the hub
     if text and folder.is_dir():
-        return _adapter(_model_type_of_folder(folder), text)(folder, device=device)
+        return _open(folder, text, n_layers, device=device)
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
         snapshot = _snapshot(text)
-        adapter = _adapter(_model_type_of_folder(snapshot), text)
-        return adapter(snapshot, device=device, source=f"{text}@{snapshot.name[:12]}")
+        return _open(snapshot, text, n_layers, device=device, source=f"{text}@{snapshot.name[:12]}")
     raise InputError(
         f"codec must be one of {', '.join(CODECS)}, a folder as save_pretrained writes it, or a hub id OWNER/NAME; "
         f"got {text!r}, which is none of them"
     )
+
+
+def _without_layers(name: str) -> tuple[str, int | None]:
+    """Split NAME:8 into name and number of layers; a folder of that very name is a folder."""
+    text, colon, number = name.rpartition(":")
+    if not colon or not number.isdecimal() or Path(name).expanduser().is_dir():
+        return name, None
+    return text, int(number)
+
+
+def _open(folder: Path, name: str, n_layers: int | None, **settings: str) -> "Codec":
+    model_type = _model_type_of_folder(folder)
+    adapter = _adapter(model_type, name)
+    if n_layers is None:
+        return adapter(folder, **settings)
+    if model_type not in _CAN_BE_CUT:
+        _refuse_cut(name, n_layers)
+    return adapter(folder, n_layers=n_layers, **settings)
+
+
+def _refuse_cut(name: str, n_layers: int | None) -> None:
+    if n_layers is not None:
+        raise InputError(f"{name}:{n_layers}: this codec decodes all of its layers or none: give {name} alone")
 
 
 def _adapter(model_type: str, name: str) -> "Callable[..., Codec]":

@@ -18,7 +18,7 @@ def config_folder(tmp_path, config):
 
 @pytest.mark.parametrize("name", ["nonsense", "qwen3", "a/b/c", "./no/such/folder", "/no/such/folder", ""])
 def test_unknown_names_are_refused_with_what_there_is(name):
-    with pytest.raises(InputError, match="codec must be one of embedded, embedded-flat, qwen3-tts-12hz, a folder"):
+    with pytest.raises(InputError, match=f"codec must be one of {', '.join(CODECS)}, a folder"):
         open_codec(name)
 
 
@@ -80,7 +80,9 @@ def test_a_folder_wins_over_a_hub_id_of_the_same_name(tmp_path, monkeypatch):
 
 
 def test_every_name_is_described_and_every_refusal_is_ours():
-    assert set(CODECS) == {"embedded", "embedded-flat", "qwen3-tts-12hz"}
+    assert set(CODECS) == {"embedded", "embedded-flat", "qwen3-tts-12hz", "mimi", "encodec", "dac", "xcodec"}
+    assert set(registry._HUB_IDS) == set(CODECS) - {"embedded", "embedded-flat"}
+    assert all(registry._HUB_IDS[name] in CODECS[name] for name in registry._HUB_IDS)
     assert issubclass(InputError, ProbeError)
     assert all(text and "\n" not in text for text in CODECS.values())
 

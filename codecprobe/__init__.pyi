@@ -9,9 +9,11 @@ from .corpora.librispeech import read_librispeech
 from .corpora.manifest import read_manifest
 from .corpora.registry import open_corpus
 from .dataset import load_tokenized, save_tokenized, to_dataset
+from .dynamics import code_timescales
 from .representation import Windows, cut_windows, represent
 from .speaker import speaker_probe
 from .tokenization import TokenizedCorpus, tokenize
+from .usage import codebook_usage
 
 __all__ = [
     "Audio",
@@ -26,6 +28,8 @@ __all__ = [
     "Windows",
     "band_edge_hz",
     "check_codec",
+    "code_timescales",
+    "codebook_usage",
     "cut_windows",
     "embedded_corpus",
     "load_tokenized",

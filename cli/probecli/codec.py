@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from probecli.codec_measures import timescales, usage
 from probecli.group import ProbeGroup
 from probecli.options import CODEC_HELP, common, speech
 from probecli.output import show
@@ -13,6 +14,10 @@ from probecli.output import show
 @click.version_option(package_name="codecprobe")
 def main() -> None:
     """What each layer of a speech codec carries, and what happens when it is taken away."""
+
+
+for command in (usage, timescales):
+    main.add_command(command)
 
 
 @main.command("speaker-probe")

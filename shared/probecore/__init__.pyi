@@ -1,4 +1,6 @@
 from .activations import Activations, Label
+from .codebooks import entropy, rarefied_codes
+from .collisions import CollisionLadder
 from .directions import (
     ContrastiveSVD,
     Direction,
@@ -24,6 +26,7 @@ from .geometry import (
     subspace_overlap,
     two_nn,
 )
+from .information import Information, counted_information, mutual_information
 from .probes.controls import Selectivity, selectivity, with_baselines
 from .probes.description_length import DescriptionLength, description_length
 from .probes.design import Design
@@ -66,6 +69,7 @@ __all__ = [
     "Activations",
     "ArrayCache",
     "CertificateError",
+    "CollisionLadder",
     "ContrastiveSVD",
     "DescriptionLength",
     "Design",
@@ -76,6 +80,7 @@ __all__ = [
     "ExchangeTest",
     "Figure",
     "Folds",
+    "Information",
     "InputError",
     "Label",
     "LeaceEraser",
@@ -102,12 +107,14 @@ __all__ = [
     "components_for",
     "contrastive_svd",
     "cosine_interval",
+    "counted_information",
     "covariance_spectrum",
     "description_length",
     "dimensions",
     "direction",
     "direction_stability",
     "effect_from_d",
+    "entropy",
     "entropy_rank",
     "erasure_check",
     "exchange_test",
@@ -121,6 +128,7 @@ __all__ = [
     "load_result",
     "max_t",
     "mcnemar_exact",
+    "mutual_information",
     "paired_direction",
     "parallel_analysis",
     "parallel_map",
@@ -130,6 +138,7 @@ __all__ = [
     "probe_layers",
     "project_out",
     "rarefied",
+    "rarefied_codes",
     "save_activations",
     "selectivity",
     "sign_flip_test",

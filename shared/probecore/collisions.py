@@ -10,11 +10,14 @@ S(relation) is the probability that two frames with that relation carry the same
 Each S is a mean of indicators, so unbiased for any number of frames; G is information of order 2 (Renyi) in bits, and
 only the log of a ratio of means bends it a little. G_speaker holds what speakers add beyond their sessions.
 
-Weights. Clips count equally in a session, pairs of clips in a pair of sessions, sessions in a speaker, and speakers in
-the ladder; both ends of a rung are means over the same speakers. Arrays: clips (clips, ...), `sessions` (layers, C, C)
-the mean collision of two different clips, one of each session.
+G_clip compares far pairs with far pairs: S_session is there taken over frames of two clips whose distances from their
+clip's start differ by as much. Codes drift along a sentence, and pairs without a near part meet its ends more often.
+
+Weights. Pairs of clips count equally in a pair of sessions, sessions in a speaker, and speakers in the ladder; both
+ends of a rung are means over the same sessions or speakers. Codes (frames, layers), masks (frames,): which count.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lgamma, log
 
@@ -67,32 +70,38 @@ class SpeakerTest:
 class CollisionLadder:
     """The ladder of some clips.
 
-    counts : one array (clips, codes) per layer, frames that count by code. far_equal, far_total : pairs of frames far
-    apart in a clip, (clips, layers) and (clips,). speaker, session : names (clips,).
+    codes, masks : of every clip, each with a frame that counts. speaker, session : names (clips,). sizes : of the
+    codebooks, (layers,). far : the largest lag in frames that is not yet far.
+    sessions : mean collision of two different clips, one of each session, (layers, C, C), C sessions in sorted order.
 
-    Raises `InputError` when a session has two speakers or a clip has no frame.
+    Raises `InputError` when a session has two speakers or a clip has no frame that counts.
     """
 
     def __init__(
         self,
-        counts: list[ArrayLike],
-        far_equal: ArrayLike,
-        far_total: ArrayLike,
+        codes: Sequence[Ints],
+        masks: Sequence[NDArray[np.bool_]],
         speaker: ArrayLike,
         session: ArrayLike,
+        *,
+        sizes: Sequence[int],
+        far: int,
     ) -> None:
-        equal, total = np.asarray(far_equal, dtype=np.float64), np.asarray(far_total, dtype=np.float64)
-        of_speaker = one_per_item(speaker, len(total), "speaker")
-        of_session = one_per_item(session, len(total), "session")
+        of_speaker = one_per_item(speaker, len(codes), "speaker")
+        of_session = one_per_item(session, len(codes), "session")
         if not constant_inside(of_speaker, of_session):
             raise InputError("a session must have one speaker: give each speaker's sessions names of their own")
         member, _ = codes_of(of_session)
         first = np.unique(member, return_index=True)[1]
         self._speaker, self.speakers = codes_of(of_speaker[first])
-        self.sessions = np.stack([session_collisions(np.asarray(layer), member) for layer in counts])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            within = equal / total[:, None]
-        self._clip = np.stack([_mean_by(member, within[:, k]) for k in range(within.shape[1])])  # (layers, sessions)
+        kept = [clip[mask] for clip, mask in zip(codes, masks, strict=True)]
+        counts = [np.stack([np.bincount(part[:, k], minlength=size) for part in kept]) for k, size in enumerate(sizes)]
+        self.sessions = np.stack([session_collisions(layer, member) for layer in counts])
+        far_apart = [
+            far_collisions([codes[i] for i in own], [masks[i] for i in own], far)
+            for own in (np.flatnonzero(member == c).tolist() for c in range(int(member.max()) + 1))
+        ]
+        self._clip, self._clip_control = (np.stack(part, axis=1) for part in zip(*far_apart, strict=True))
 
     def rung(self, name: str, level: float = 0.05) -> Rung:
         """Return one of `RUNGS` with its jackknife interval.
@@ -145,7 +154,7 @@ class CollisionLadder:
     def _ends(self, name: str) -> tuple[Floats, Floats]:
         """Return the two S of a rung by speaker, (layers, speakers); NaN where a speaker does not have one."""
         within = np.diagonal(self.sessions, axis1=1, axis2=2)
-        above, below = (self._clip, within) if name == "clip" else (within, self._across())
+        above, below = (self._clip, self._clip_control) if name == "clip" else (within, self._across())
         both = np.isfinite(above) & np.isfinite(below)
         return (
             np.stack([_mean_by(self._speaker, layer) for layer in np.where(both, above, np.nan)]),
@@ -202,6 +211,40 @@ def session_collisions(counts: NDArray[np.number], member: Ints) -> Floats:
         n_pairs = np.outer(size, size) - np.diag(size)
         out: Floats = np.where(n_pairs > 0, pairs / n_pairs, np.nan)
     return out
+
+
+def far_collisions(codes: Sequence[Ints], masks: Sequence[NDArray[np.bool_]], far: int) -> tuple[Floats, Floats]:
+    """Return how often two far frames of one session carry the same code, in one clip and in two clips, (layers,) each.
+
+    Far: distances from the clip's start that differ by more than `far`. Pairs count equally. NaN where there are none.
+    """
+    every = _ordered_pairs(codes, masks, far)
+    alone = [_ordered_pairs([clip], [mask], far) for clip, mask in zip(codes, masks, strict=True)]
+    within = np.sum(alone, axis=0)
+    found = []
+    for equal, total in (within, every - within):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append(np.where(total > 0, equal / np.where(total > 0, total, 1.0), np.nan))
+    return found[0], found[1]
+
+
+def _ordered_pairs(codes: Sequence[Ints], masks: Sequence[NDArray[np.bool_]], far: int) -> Floats:
+    """Return ordered pairs of far frames, of any two clips or of one: equal and all, (2, layers)."""
+    place = np.concatenate([np.flatnonzero(mask) for mask in masks])
+    frames = np.concatenate([clip[mask] for clip, mask in zip(codes, masks, strict=True)])
+    lasts = np.arange(int(place.max(initial=-1)) + 1)
+    upper, lower = np.minimum(lasts + far, len(lasts) - 1), lasts - far - 1
+
+    def far_pairs(values: Ints, n_values: int) -> float:
+        at = np.zeros((len(lasts), n_values))  # how many clips have this value at this distance from their start
+        np.add.at(at, (place, values), 1.0)
+        until = np.cumsum(at, axis=0)
+        near = until[upper] - np.where(lower[:, None] >= 0, until[np.maximum(lower, 0)], 0.0)
+        return float((until[-1] ** 2).sum() - (at * near).sum()) if len(lasts) else 0.0
+
+    total = far_pairs(np.zeros(len(place), dtype=np.int64), 1)
+    equal = [far_pairs(dense, int(dense.max(initial=0)) + 1) for dense in (codes_of(column)[0] for column in frames.T)]
+    return np.array([equal, [total] * len(equal)])
 
 
 def n_assignments(sizes: list[int]) -> float:

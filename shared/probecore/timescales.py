@@ -165,7 +165,7 @@ def survival(ended: NDArray[np.number], cut_off: NDArray[np.number]) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         lasts = np.where(at_risk > 0, 1 - ended / at_risk, np.nan)
     lasts[..., 0] = 1.0
-    return np.cumprod(lasts, axis=-1)
+    return np.asarray(np.cumprod(lasts, axis=-1), dtype=np.float64)
 
 
 def median_run(surviving: Floats) -> Floats:

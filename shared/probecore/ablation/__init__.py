@@ -1,0 +1,1 @@
+"""Ablations on arrays: what was measured with and without a part, and what that shows."""

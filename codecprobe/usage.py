@@ -157,7 +157,7 @@ def _figures(codec: str) -> tuple[Figure, ...]:
             "Expected share of the codebook in as many frames of speech, drawn from those there are. A curve that "
             "still rises at its end says that more codes are in use than were seen.",
             {"x": "n_frames", "y": "share", "series": "layer", "x_title": "Frames", "y_title": "Share of the codebook",
-             "zero": True},
+             "zero": True, "log": True},
         ),
         Figure(
             "shared-information", "heatmap", "shared", "Information that two layers share",

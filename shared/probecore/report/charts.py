@@ -51,6 +51,7 @@ def layer_profile(
     chance: str | None = "chance",
     p: str | None = "p_adjusted",
     alpha: float = 0.05,
+    chance_title: str = "chance",
     x_title: str = "Layer",
     y_title: str = "Accuracy",
     zero: bool | None = None,
@@ -59,7 +60,8 @@ def layer_profile(
 ) -> Chart:
     """Draw a value per layer: line and points per series, its interval as a band, chance as a dashed line.
 
-    zero : whether the axis starts at 0; None leaves it out when all that is drawn lies in the upper part of it.
+    chance_title : what the dashed line is called. zero : whether the axis starts at 0; None leaves it out when all that
+    is drawn lies in the upper part of it.
     """
     shown = [row for row in rows if row.get(y) is not None]
     short = short_names([row[x] for row in shown if row.get(x) is not None])
@@ -94,7 +96,10 @@ def layer_profile(
     parts += points_by_p(base, {mark for r in layered if (mark := r["mark"])}, along, up, colour)
     parts += level_lines(levels, drawn, width, zero)
     legend = [interval_words(rows) if any(r["low"] is not None for r in records) else ""]
-    legend += ["dashed: chance" if any(r["chance"] is not None for r in records) else "", *p_words(layered, p, alpha)]
+    legend += [
+        f"dashed: {chance_title}" if any(r["chance"] is not None for r in records) else "",
+        *p_words(layered, p, alpha),
+    ]
     return lay_out(parts, records, facet, columns, width, PANEL_HEIGHT, title, legend)
 
 
@@ -111,10 +116,14 @@ def lines(
     x_title: str = "",
     y_title: str = "",
     zero: bool = False,
+    log: bool = False,
     columns: int = 3,
     title: str = "",
 ) -> Chart:
-    """Draw curves over a number (token, strength, step), one line per series with its interval as a band."""
+    """Draw curves over a number (token, strength, step), one line per series with its interval as a band.
+
+    log : whether the axis of x is logarithmic.
+    """
     records = [
         {
             "x": row[x],
@@ -131,8 +140,8 @@ def lines(
     along = alt.X(
         "x:Q",
         title=x_title or heading((x,)),
-        axis=alt.Axis(tickMinStep=1) if whole else alt.Axis(),
-        scale=tight_scale(records),
+        axis=alt.Axis(tickMinStep=1) if whole and not log else alt.Axis(),
+        scale=tight_scale(records, log=log),
     )
     up = alt.Y("y:Q", title=y_title or heading((y,)), scale=alt.Scale(zero=zero))
     colour = colour_of(records, "stroke")

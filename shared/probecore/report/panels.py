@@ -116,13 +116,16 @@ def colour_of(records: Sequence[Row], symbol: str = "circle") -> alt.Color:
 def dashes_of(records: Sequence[Row]) -> alt.StrokeDash:
     """Give each series a dash of its own, so that lines that lie on each other are both seen, also in grey."""
     names = list(dict.fromkeys(record["series"] for record in records))
-    scale = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
+    dashes = DASHES[:1] if len(names) > len(DASHES) else DASHES  # colours in order say more than dashes that repeat
+    scale = alt.Scale(domain=names, range=[dashes[i % len(dashes)] for i in range(len(names))])
     return alt.StrokeDash("series:N", sort=names, scale=scale, legend=series_legend(names, "stroke"))
 
 
 def colour_scale(names: Sequence[str]) -> alt.Scale:
-    """Return the palette for these series, in their order."""
-    return alt.Scale(domain=list(names), range=[PALETTE[i % len(PALETTE)] for i in range(len(names))])
+    """Return the palette for these series, in their order; for more than it has colours, viridis from dark to light."""
+    if len(names) > len(PALETTE):
+        return alt.Scale(domain=list(names), scheme="viridis")
+    return alt.Scale(domain=list(names), range=list(PALETTE[: len(names)]))
 
 
 def series_legend(names: Sequence[str], symbol: str = "circle") -> alt.Legend | None:
@@ -130,7 +133,7 @@ def series_legend(names: Sequence[str], symbol: str = "circle") -> alt.Legend | 
     if len(names) < 2:
         return None
     wide = sum(len(name) + 5 for name in names) > 60
-    columns = 2 if wide else len(names)
+    columns = max(2, 60 // (max(map(len, names)) + 5)) if wide else len(names)
     size = 500 if symbol == "stroke" else 90
     return alt.Legend(title=None, columns=columns, labelLimit=300, symbolOpacity=1, symbolType=symbol, symbolSize=size)
 
@@ -169,10 +172,11 @@ def label_angle(names: Mapping[str, str]) -> int:
     return 0 if max(map(len, names.values()), default=0) <= 4 else -40
 
 
-def tight_scale(records: Sequence[Row]) -> alt.Scale:
-    """Return a scale that ends where the records end."""
+def tight_scale(records: Sequence[Row], *, log: bool = False) -> alt.Scale:
+    """Return a scale that ends where the records end; a logarithmic one where all are above 0."""
     xs = [record["x"] for record in records]
-    return alt.Scale(domain=[min(xs), max(xs)], nice=False) if xs else alt.Scale()
+    kind: Any = {"type": "log"} if log and xs and min(xs) > 0 else {}
+    return alt.Scale(domain=[min(xs), max(xs)], nice=False, **kind) if xs else alt.Scale()
 
 
 def is_dark(value: float, ends: Sequence[float], middle: float | None) -> bool:

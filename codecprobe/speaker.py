@@ -102,7 +102,7 @@ def speaker_probe(
     source = corpus if isinstance(corpus, Corpus) else open_corpus(corpus, quiet=quiet)
     opened = open_codec(codec, device) if isinstance(codec, str | Path) else codec
     store = ArrayCache((cache or cache_dir()) / "codes")
-    drawn = source.sample(speakers, clips, seed, refuse=lambda clip: _refusal(clip, window_s))
+    drawn = source.sample(speakers, clips, seed, refuse=lambda clip: why_unfit(clip, window_s))
     tokenized = tokenize(drawn, opened, cache=store, quiet=quiet)
     windows, left_out = testable(cut_windows(tokenized, window_s), split)
     store = ArrayCache((cache or cache_dir()) / "acoustics")
@@ -119,7 +119,7 @@ def speaker_probe(
         title=f"Speaker by layer: codec {opened.info.name}, corpus {source.name}",
         rows=tuple(rows),
         columns=COLUMNS if split == "session" else tuple(c for c in COLUMNS if c != "accuracy_utterance"),
-        notes=(*notes_of(tokenized, windows, left_out, split), *_design_notes(probes[0][1])),
+        notes=(*notes_of(tokenized, windows, left_out, split), *design_notes(probes[0][1])),
         provenance=provenance(
             seed=seed,
             device=str(device_of(device)),
@@ -232,7 +232,8 @@ def notes_of(tokenized: TokenizedCorpus, windows: Windows, left_out: Sequence[st
     return tuple(notes)
 
 
-def _refusal(clip: Clip, window_s: float) -> str:
+def why_unfit(clip: Clip, window_s: float) -> str:
+    """Return why a clip cannot be probed (unreadable, shorter than the window); empty when it can."""
     try:
         audio = clip.read()
     except (InputError, OSError) as error:
@@ -247,7 +248,8 @@ def _probe_for(family: Activations) -> ProbeSpec:
     return ProbeSpec("ridge", standardize="none" if own_scale else "fold")
 
 
-def _design_notes(result: ProbeResult) -> tuple[str, ...]:
+def design_notes(result: ProbeResult) -> tuple[str, ...]:
+    """Return what p stands on: how many re-assignments of sessions, or the reason why there is none."""
     reasons = {str(row["p_note"]) for row in result.rows if row["p_value"] is None and row.get("p_note")}
     if reasons:
         return tuple(f"No p-value: {reason}." for reason in sorted(reasons))

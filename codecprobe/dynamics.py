@@ -258,8 +258,8 @@ def _figures(codec: str) -> tuple[Figure, ...]:
             "integrated-time", "layer_profile", "times", f"How long codes stay correlated, codec {codec}",
             "Integrated autocorrelation time against frames of the same clip far apart; dashed: frames in random "
             "order, half a frame. Bands are 95 % intervals over speakers.",
-            {"y": "value", "facet": "activity", "chance": "shuffled", "chance_title": "frames in random order", "p": None,
-             "y_title": "Integrated time (ms)"},
+            {"y": "value", "facet": "activity", "chance": "shuffled", "chance_title": "frames in random order",
+             "p": None, "y_title": "Integrated time (ms)"},
         ),
         Figure(
             "autocorrelation", "lines", "autocorrelation", "Autocorrelation of the codes",

@@ -7,11 +7,15 @@ out gives r_T (y_T - f_T) = (G_TT)^-1 (G r y)_T. One factor per resample serves 
 
 Which resampling. clusters: what was sampled from a population (speakers, prompt families), by default the
 cross-validation groups. Bootstrap where the label varies inside clusters, or each class has at least 4 clusters (then
-drawn class by class). Otherwise the delete-one-cluster jackknife: when classes have few clusters (a speaker with three
-sessions, or the class itself as the cluster, as in a probe of speaker identity) a bootstrap loses whole classes from
-training sets, which no real sample does. The jackknife deletes one cluster with its class, refits, and errs on the
-safe side (Efron & Stein 1981). To speak about new speakers give clusters = speaker; about new sessions of these
+drawn class by class). Where each of more than two classes is a cluster itself (a probe of speaker identity with
+clusters = speakers), the spread of the classes' own scores: what a class contributes is known, nothing has to be
+deleted, and a deleted class would change the task. Otherwise the delete-one-cluster jackknife: when classes have few clusters (a
+speaker with three sessions) a bootstrap loses whole classes from training sets, which no real sample does. It errs on
+the safe side (Efron & Stein 1981). To speak about new speakers give clusters = speaker; about new sessions of these
 speakers leave the groups.
+
+The spread of the classes covers .93 to .998 at .95 in simulated speakers (4 to 20, 2 to 5 sessions, accuracy .10 to
+.995; with the factor sqrt(G/(G-1)) on top), where the jackknife covers .97 to 1 with intervals up to twice as long.
 
 The kernel is scaled once over all items, not in each fold of each resample: scaling is label-free, and only the spread
 of the values is used. Other probes than ridge, and more than 4,000 items, are refitted for the jackknife.
@@ -44,7 +48,7 @@ BATCH = 4_000_000
 
 @dataclass(frozen=True)
 class Resampling:
-    """What is resampled: method "bootstrap" or "jackknife", or "" with the reason why no interval exists.
+    """What is resampled: method "bootstrap", "classes" or "jackknife", or "" with the reason why no interval exists.
 
     clusters : (items,) codes. strata : (clusters,) codes. weights : (resamples, items) of the bootstrap.
     """
@@ -64,6 +68,8 @@ class Resampling:
         """Return the standard error of resampled values (resamples,) or of their differences."""
         if self.method == "bootstrap":
             return bootstrap_error(values, np.bincount(self.strata))
+        if self.method == "classes":
+            return float(values.std(ddof=1)) / float(np.sqrt(len(values) - 1))
         return jackknife_error(values, self.strata) if self.method else float("nan")
 
     def interval(self, value: float, values: Floats, *, share: bool, n_items: int) -> tuple[float, float]:
@@ -102,10 +108,24 @@ def plan_resampling(
             return Resampling("", f"no interval: a class has {smallest} clusters, and resampling needs 3 of each class")
     if n < 3:
         return Resampling("", f"no interval: there are {n} clusters, and resampling needs at least 3")
+    if n == design.n_classes > 2 and smallest == 1:
+        return Resampling("classes", "", codes, strata)
     if spec.kind == "ridge" and folds.complete and smallest >= FEWEST_CLUSTERS and design.n_items <= MOST_ITEMS:
         weights = cluster_weights(codes, n_bootstrap, strata=strata, seed=seed)
         return Resampling("bootstrap", "", codes, strata, weights)
     return Resampling("jackknife", "", codes, strata)
+
+
+def class_scores(decisions: Floats, y: Codes, clusters: Codes) -> Floats:
+    """Return what each cluster contributes to the accuracy, (clusters,), with the accuracy as their mean.
+
+    decisions (tested items, classes), y and clusters (tested items,). For classes of one size these are their own
+    scores a; in general acc + G n_g / n (a_g - acc), so that a class counts as often as it is tested (ratio estimator).
+    """
+    hits = (decisions.argmax(axis=1) == y).astype(np.float64)
+    n = np.bincount(clusters)
+    own = np.bincount(clusters, hits) / n
+    return np.asarray(hits.mean() + len(n) * n / n.sum() * (own - hits.mean()))
 
 
 def resampled_scores(x: Tensor, design: Design, folds: Folds, spec: ProbeSpec, plan: Resampling) -> Floats:

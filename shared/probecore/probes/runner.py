@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from probecore.devices import device_of
 from probecore.errors import InputError
 from probecore.probes.design import Design
-from probecore.probes.intervals import Resampling, resampled_scores
+from probecore.probes.intervals import Resampling, class_scores, resampled_scores
 from probecore.probes.permutation import Labelings
 from probecore.probes.result import ProbeResult
 from probecore.probes.scores import mean_auc, score
@@ -74,12 +74,18 @@ class LayerRunner:
             "layer": name,
             "reason": "",
             "decisions": observed.cpu().numpy(),
-            "resampled": resampled_scores(x, self.design, self.folds, self.spec, self.plan),
+            "resampled": self._resampled(x, observed),
             **{
                 field: torch.cat([getattr(part, field) for part in parts]).cpu().numpy()
                 for field in ("value", "second", "margin")
             },
         }
+
+    def _resampled(self, x: torch.Tensor, decisions: torch.Tensor) -> NDArray[np.float64]:
+        if self.plan.method != "classes":
+            return resampled_scores(x, self.design, self.folds, self.spec, self.plan)
+        tested = self.rows.cpu().numpy()
+        return class_scores(decisions.cpu().numpy(), self.design.y[tested], self.plan.clusters[tested])
 
     def result(
         self,

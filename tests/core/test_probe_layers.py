@@ -249,3 +249,13 @@ def test_identity_labels_get_a_group_of_each_class_per_fold_where_that_leaves_a_
     # 3 speakers of 2 sessions: 6 against 15, no test at .1 inside folds but one when a session is left out
     small = probe_layers(x[:, :12], session[:12] // 2, groups=session[:12], n_bootstrap=0, alpha_level=0.1)
     assert small.rows[0]["folds"] == "leave one group out" and small.rows[0]["smallest_p"] == pytest.approx(1 / 15)
+
+
+def test_rounding_is_no_evidence():
+    """Pairs of equal features and opposite labels: every margin is 0 but for rounding, so p is 1."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(20, 8)), 2, axis=0)
+    for seed in range(5):
+        y = rng.permuted(np.tile([0, 1], (20, 1)), axis=1).ravel()
+        result = probe_layers([x], y, groups=np.repeat(np.arange(20), 2), n_permutations=199, n_bootstrap=0, seed=seed)
+        assert result.rows[0]["p_value"] == 1.0 and result.rows[0]["p_adjusted"] == 1.0

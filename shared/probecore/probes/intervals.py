@@ -9,10 +9,10 @@ Which resampling. clusters: what was sampled from a population (speakers, prompt
 cross-validation groups. Bootstrap where the label varies inside clusters, or each class has at least 4 clusters (then
 drawn class by class). Where each of more than two classes is a cluster itself (a probe of speaker identity with
 clusters = speakers), the spread of the classes' own scores: what a class contributes is known, nothing has to be
-deleted, and a deleted class would change the task. Otherwise the delete-one-cluster jackknife: when classes have few clusters (a
-speaker with three sessions) a bootstrap loses whole classes from training sets, which no real sample does. It errs on
-the safe side (Efron & Stein 1981). To speak about new speakers give clusters = speaker; about new sessions of these
-speakers leave the groups.
+deleted, and a deleted class would change the task. Otherwise the delete-one-cluster jackknife: when classes have few
+clusters (a speaker with three sessions) a bootstrap loses whole classes from training sets, which no real sample does.
+It errs on the safe side (Efron & Stein 1981). To speak about new speakers give clusters = speaker; about new sessions
+of these speakers leave the groups.
 
 The spread of the classes covers .93 to .998 at .95 in simulated speakers (4 to 20, 2 to 5 sessions, accuracy .10 to
 .995; with the factor sqrt(G/(G-1)) on top), where the jackknife covers .97 to 1 with intervals up to twice as long.

@@ -26,6 +26,7 @@ from probecore.stats.multiple import benjamini_hochberg
 from probecore.stats.permutation import max_t, p_value
 
 COLUMNS = 30_000_000
+ROUNDING = 1e-13  # of mean margins; labels are of order 1, so less is no margin but the rounding of a zero
 FEW_ITEMS = 128
 
 
@@ -100,6 +101,7 @@ class LayerRunner:
             field: np.stack([layer.get(field, np.full(width, np.nan)) for layer in done])
             for field in ("value", "second", "margin")
         }
+        null["margin"] = np.where(np.abs(null["margin"]) < ROUNDING, 0.0, null["margin"])
         tested = not self.labelings.reason
         p = p_value(null["margin"]) if tested else np.full(len(done), np.nan)
         adjusted = max_t(null["margin"]) if tested else p

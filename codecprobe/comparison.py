@@ -1,9 +1,9 @@
 """Codecs side by side: the speaker probe of each on the same windows of the same clips, with the facts of each codec.
 
 Conventions. Every codec hears the same clips, and a window is the same stretch of time up to one frame of the codec
-(the frames that fit into `window_s`). Only clips that every codec could encode are used. A layer's group is the residual
-chain it belongs to; layers of different groups quantise the same latent side by side. Bits per second are nominal,
-frame rate x log2(entries).
+(the frames that fit into `window_s`). Only clips that every codec could encode are used. A layer's group is the
+residual chain it belongs to; layers of different groups quantise the same latent side by side. The bit rate is nominal,
+frame rate x log2(entries), in bit/s.
 
 The row "all layers" of a codec takes the embeddings of all its layers; its `difference` to the first codec comes from
 the same folds and the same resamples of speakers for both. Single layers of two codecs are not ranked against each
@@ -13,7 +13,6 @@ other: layer 3 of 8 and layer 3 of 32 are different things.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,14 +36,14 @@ from probecore.validation import one_of
 
 ALL = "all layers"
 COLUMNS = (
-    "codec", "layer", "group", "entries", "bits_per_s", "accuracy", "ci_low", "ci_high", "chance", "p_adjusted",
+    "codec", "layer", "group", "entries", "bit_rate", "accuracy", "ci_low", "ci_high", "chance", "p_adjusted",
     "adds", "adds_low", "adds_high", "difference", "difference_low", "difference_high", "n_items", "n_sessions",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One codec of the comparison and its windows."""
+class Side:
+    """One codec of a comparison: its name in the tables, and the clips and windows as it encodes them."""
 
     label: str
     codec: Codec
@@ -100,32 +99,25 @@ def compare_codecs(
     store = ArrayCache((cache or cache_dir()) / "codes")
     tokenized = in_common([tokenize(drawn, codec, cache=store, quiet=quiet) for codec in opened])
     cut = [testable(cut_windows(one, window_s), split) for one in tokenized]
-    sides = [
-        _Side(label, codec, one, windows)
-        for label, codec, one, (windows, _) in zip(labels, opened, tokenized, cut, strict=True)
-    ]
-    probes = [
-        tuple(
-            probe_family(represent(side.windows, side.codec, features), settings)
-            for features in ("embedding", "cumulative")
-        )
-        for side in progress(sides, "probing the codecs", quiet=quiet)
-    ]
+    sides = [Side(*parts) for parts in zip(labels, opened, tokenized, [windows for windows, _ in cut], strict=True)]
+    single, so_far = [], []
+    for side in progress(sides, "probing the codecs", quiet=quiet):
+        single.append(probe_family(represent(side.windows, side.codec, "embedding"), settings))
+        so_far.append(probe_family(represent(side.windows, side.codec, "cumulative"), settings))
     whole = probe_family(all_layers(sides), settings)
     store = ArrayCache((cache or cache_dir()) / "acoustics")
     energy, mfcc = acoustics.of_windows(sides[0].windows.clips, window_s, store, quiet=quiet)
     levels = probe_family(baselines(sides[0].windows, energy, mfcc), settings)
-    layered = [
-        row for side, (single, so_far) in zip(sides, probes, strict=True) for row in _layers(side, single, so_far)
-    ]
-    totals = [_total(side, whole, sides[0].label) for side in sides]
-    floor = [{"codec": "no codec", "group": None, **_numbers(row)} for row in levels.rows]
+    layered = [_layers(*parts) for parts in zip(sides, single, so_far, strict=True)]
+    totals = [_total(side, whole, labels[0]) for side in sides]
+    floor = [_numbers("no codec", row) for row in levels.rows]
+    steps = [_numbers(label, row) for label, result in zip(labels, so_far, strict=True) for row in result.rows]
     return Result(
         kind="compare",
         title=f"Speaker by layer: {', '.join(labels)}, corpus {source.name}",
-        rows=(*layered, *totals, *floor),
+        rows=(*(row for rows, total in zip(layered, totals, strict=True) for row in (*rows, total)), *floor),
         columns=COLUMNS,
-        notes=(*_notes(sides, cut[0][1], split), *design_notes(probes[0][0])),
+        notes=(*_notes(sides, cut[0][1], split), *design_notes(single[0])),
         provenance=provenance(
             seed=seed,
             device=str(device_of(device)),
@@ -134,16 +126,12 @@ def compare_codecs(
             codecs={side.label: facts_of(side.tokenized) for side in sides},
         ),
         tables={
-            "codecs": tuple(
-                {**facts(side), **{k: v for k, v in row.items() if k not in ("group", "entries")}}
-                for side, row in zip(sides, totals, strict=True)
+            "codecs": tuple({**total, **facts(side)} for side, total in zip(sides, totals, strict=True)),
+            "profile": (
+                *(row for rows in layered for row in rows),
+                *({**row, "layer": None, "codec": row["layer"]} for row in floor),
             ),
-            "profile": (*layered, *({**row, "layer": None, "codec": row["layer"]} for row in floor)),
-            "so_far": tuple(
-                {"codec": side.label, **_numbers(row)}
-                for side, (_, so_far) in zip(sides, probes, strict=True)
-                for row in so_far.rows
-            ),
+            "so_far": tuple(steps),
         },
         figures=_figures(split),
     )
@@ -180,7 +168,7 @@ def in_common(tokenized: Sequence[TokenizedCorpus]) -> list[TokenizedCorpus]:
     return [_only(one, shared) for one in tokenized]
 
 
-def all_layers(sides: Sequence[Any]) -> Activations:
+def all_layers(sides: Sequence[Side]) -> Activations:
     """Return one activations whose layers are the codecs, each with the embeddings of all its layers side by side."""
     families = [represent(side.windows, side.codec, "cumulative") for side in sides]
     last = {side.label: family for side, family in zip(sides, families, strict=True)}
@@ -193,7 +181,7 @@ def all_layers(sides: Sequence[Any]) -> Activations:
     )
 
 
-def facts(side: Any) -> Row:  # noqa: ANN401
+def facts(side: Side) -> Row:
     """Return a codec's facts: rates, layers, groups, entries, nominal bit rate, and how long a window really is."""
     info, frames = side.codec.info, side.windows.frames
     bits = np.log2(np.asarray(info.codebook_sizes, dtype=np.float64))
@@ -205,7 +193,7 @@ def facts(side: Any) -> Row:  # noqa: ANN401
         "n_layers": info.n_layers,
         "groups": " | ".join(_range(group) for group in info.parallel_groups),
         "entries": ", ".join(map(str, sorted(set(info.codebook_sizes)))),
-        "bits_per_s": float(info.frame_rate_hz * bits.sum()),
+        "bit_rate": float(info.frame_rate_hz * bits.sum()),
         "causal": info.causal,
         "synthetic": info.synthetic,
         "window_frames": frames,
@@ -224,14 +212,14 @@ def _only(one: TokenizedCorpus, shared: set[str]) -> TokenizedCorpus:
     )
 
 
-def _layers(side: _Side, single: ProbeResult, so_far: ProbeResult) -> list[Row]:
+def _layers(side: Side, single: ProbeResult, so_far: ProbeResult) -> list[Row]:
     """Return the rows of one codec's layers."""
     info, rows = side.codec.info, []
     group_of = {layer: i for i, group in enumerate(info.parallel_groups) for layer in group}
     for k, (row, total) in enumerate(zip(single.rows, so_far.rows, strict=True)):
         size = info.codebook_sizes[k]
-        own = {"codec": side.label, **_numbers(row), "group": group_of[k], "entries": size}
-        own |= {"bits_per_s": info.frame_rate_hz * float(np.log2(size)), "frame_rate_hz": info.frame_rate_hz}
+        own = {**_numbers(side.label, row), "group": str(group_of[k]), "entries": str(size)}
+        own |= {"bit_rate": info.frame_rate_hz * float(np.log2(size)), "frame_rate_hz": info.frame_rate_hz}
         own |= {"accuracy_so_far": total["accuracy"]}
         if k > 0:
             step = so_far.compare(str(total["layer"]), str(so_far.rows[k - 1]["layer"]))
@@ -240,11 +228,11 @@ def _layers(side: _Side, single: ProbeResult, so_far: ProbeResult) -> list[Row]:
     return rows
 
 
-def _total(side: _Side, whole: ProbeResult, first: str) -> Row:
+def _total(side: Side, whole: ProbeResult, first: str) -> Row:
     """Return the row of all layers of one codec, with its paired difference to the first codec."""
     known = facts(side)
-    row = {"codec": side.label, **_numbers(whole.row(side.label)), "layer": ALL, "group": known["groups"]}
-    row |= {"entries": known["entries"], "bits_per_s": known["bits_per_s"], "frame_rate_hz": known["frame_rate_hz"]}
+    row = {**_numbers(side.label, whole.row(side.label)), "layer": ALL, "group": known["groups"]}
+    row |= {"entries": known["entries"], "bit_rate": known["bit_rate"], "frame_rate_hz": known["frame_rate_hz"]}
     if side.label != first:
         against = whole.compare(side.label, first)
         row |= {"difference": against["difference"], "difference_p_value": against["p_value"], "against": first}
@@ -252,18 +240,18 @@ def _total(side: _Side, whole: ProbeResult, first: str) -> Row:
     return row
 
 
-def _numbers(row: Row) -> Row:
-    return {**row, "n_sessions": row["n_groups"]}
+def _numbers(codec: str, row: Row) -> Row:
+    return {"codec": codec, **row, "n_sessions": row["n_groups"]}
 
 
-def _notes(sides: Sequence[_Side], left_out: Sequence[str], split: str) -> tuple[str, ...]:
+def _notes(sides: Sequence[Side], left_out: Sequence[str], split: str) -> tuple[str, ...]:
     notes = []
     for side in sides:
         known = facts(side)
         notes.append(
             f"{side.label}: {known['sample_rate_hz']} Hz, {known['frame_rate_hz']:g} frames a second, "
             f"{known['n_layers']} layers of {known['entries']} entries in groups {known['groups']}, nominal "
-            f"{known['bits_per_s']:.0f} bit/s, {'causal' if known['causal'] else 'not causal'}; a window has "
+            f"{known['bit_rate']:.0f} bit/s, {'causal' if known['causal'] else 'not causal'}; a window has "
             f"{known['window_frames']} frames, {known['window_s']:.2f} s."
         )
     seen: list[str] = []
@@ -288,7 +276,8 @@ def _notes(sides: Sequence[_Side], left_out: Sequence[str], split: str) -> tuple
         )
     notes.append(
         f"'difference': {ALL} of a codec minus {ALL} of {sides[0].label}, from the same folds and resampled speakers. "
-        "Single layers of different codecs are not ranked: they carry different shares of their codec's bits."
+        "It speaks of this probe: where data are few, more layers and wider tables cost accuracy too. Single layers of "
+        "different codecs are not ranked: they carry different shares of their codec's bits."
     )
     return tuple(notes)
 
@@ -313,8 +302,8 @@ def _figures(split: str) -> tuple[Figure, ...]:
         ),
         Figure(
             "speaker-by-codec", "bars_with_intervals", "codecs", "All layers of each codec",
-            "Cross-validated accuracy from the embeddings of all layers, with 95 % intervals. Whether two codecs differ is "
-            "said by the difference in the table, not by overlapping intervals.",
+            "Cross-validated accuracy from the embeddings of all layers, with 95 % intervals. Whether two codecs "
+            "differ is said by the difference in the table, not by overlapping intervals.",
             {"label": "codec", "value": "accuracy", "value_title": "Speaker accuracy"},
         ),
     )  # fmt: skip

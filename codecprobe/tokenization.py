@@ -186,6 +186,7 @@ def summarise(
         )
     return Result(
         kind="tokenize",
+        title=f"Codes of {source.name} by {opened.info.name}",
         rows=tuple(rows),
         notes=(*describe(tokenized), *tokenized.notes),
         provenance=provenance(

@@ -10,6 +10,7 @@ from .corpora.manifest import read_manifest
 from .corpora.registry import open_corpus
 from .dataset import load_tokenized, save_tokenized, to_dataset
 from .dynamics import code_timescales
+from .layer_ablation import ablate
 from .representation import Windows, cut_windows, represent
 from .speaker import speaker_probe
 from .tokenization import TokenizedCorpus, tokenize
@@ -26,6 +27,7 @@ __all__ = [
     "Problem",
     "TokenizedCorpus",
     "Windows",
+    "ablate",
     "band_edge_hz",
     "check_codec",
     "code_timescales",

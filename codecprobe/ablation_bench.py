@@ -47,7 +47,6 @@ class Arm:
 
 
 LEVELS = (Arm(UNABLATED), Arm(FLOOR), Arm(CEILING))
-PAIR_LEVELS = (Arm(SWAP),)  # nothing swapped; everything swapped is an arm as others
 
 
 class Bench:

@@ -2,7 +2,8 @@
 
 Conventions. A row is one measure under one kind of edit of one set of layers. `value`, `unablated_value` and
 `control_value` are means over clips; `effect` is value - unablated_value and `beyond_control` value - control_value,
-both paired by clip. Rows that are not headlines carry `detail` true: they are in every file, not in the printed table.
+both paired by clip. p is adjusted over the sets of one kind of edit: another kind changes nothing. Rows that are not
+headlines carry `detail` true: they are in every file, not in the printed table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,11 +40,13 @@ def ablation_rows(
     plain = measured[Arm(UNABLATED)][0]
     n_layers = len(bench.names) - len(measures(0))
     words = _headline_of_content(bench.names, plain)
+    kinds = [tuple(arm for arm in arms if arm.kind == kind) for kind in dict.fromkeys(arm.kind for arm in arms)]
     for m, measure in enumerate(measures(n_layers)):
+        families = [((Arm(CEILING), Arm(FLOOR)), NOT_TESTED), *((kind, measure.untested) for kind in kinds)]
         if np.isnan(plain[:, m]).all():
             continue
         shown = measure.headline and measure.name not in words
-        for made, untested in (((Arm(CEILING), Arm(FLOOR)), NOT_TESTED), (tuple(arms), measure.untested)):
+        for made, untested in families:
             values, controls = (np.stack([measured[arm][which, :, m] for arm in made]) for which in (0, 1))
             effects = paired_effects(
                 values,

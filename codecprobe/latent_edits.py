@@ -100,7 +100,8 @@ def edited(
             if len(chosen) == clip.n_layers:
                 return donor.latent
             terms[chosen] = donor.terms[chosen]
-    return terms.sum(axis=0)
+    changed: NDArray[np.float32] = terms.sum(axis=0)
+    return changed
 
 
 def random_control(

@@ -4,8 +4,9 @@ Design. Items are windows of one length, one per clip. Every arm edits the decod
 defines the kinds), decodes it in one piece and measures it against the decode of all layers (`scorers` defines the
 measures). Beside each arm stands a random control: the decoder's input moved as far, frame by frame, in a random
 direction. Two levels frame the table: another speaker's clip (floor) and another clip of the same speaker (ceiling).
-Effects are paired by clip; intervals resample speakers, p flips the signs of speakers, adjusted by Holm over the arms
-of one measure. The swap asks for more than loss: with layers of speaker B inside a clip of speaker A, who is heard?
+Effects are paired by clip; intervals resample speakers, p flips the signs of speakers, adjusted by Holm over the sets
+of one kind and measure. The swap asks for more than loss: with layers of speaker B inside a clip of speaker A, who is
+heard?
 """
 
 from collections import Counter
@@ -38,6 +39,7 @@ from probecore.validation import one_of
 
 CLIPS = 6  # of each speaker, by default
 MOST_FOLDS = 5
+LEVEL = 0.05
 DEFAULT_KINDS = ("drop", "resample")
 STOCK_CHUNK_FRAMES = 300  # the released Qwen3-TTS decode cuts here, with 25 frames of context
 
@@ -133,7 +135,7 @@ def ablate(
         title=f"What is lost without a layer: codec {opened.info.name}, corpus {source.name}",
         rows=(*rows, *probe),
         columns=COLUMNS,
-        notes=(*notes, *_lost(bench), *_reading(rows)),
+        notes=(*notes, *_lost(bench), *_power(windows, len(sets)), *_reading(rows)),
         provenance=made,
         tables={"damage": damage_table(rows), **losses, "probe": tuple(probe)},
         figures=loss_figures(tuple(losses), opened.info.name, bool(probe)),
@@ -218,6 +220,7 @@ def _swap(
             *notes,
             *left,
             *_lost(bench),
+            *_power(bench.windows, len(arms)),
             "Layers of a clip of speaker B replace those of a clip of speaker A, frame by frame. Measures are negative "
             "where A's clip is heard and positive where B's is; 'moved' is the share of the way from nothing swapped "
             "(0) to everything swapped (1). p tests whether anything moved.",
@@ -259,8 +262,8 @@ def _decoding_notes(windows: Windows) -> tuple[str, ...]:
         )
     if info.name == "qwen3-tts-12hz" and windows.frames > STOCK_CHUNK_FRAMES:
         notes.append(
-            f"The released decode cuts {seconds:.0f} s every {STOCK_CHUNK_FRAMES} frames, with a seam; here all arms are "
-            "decoded without one, so the unablated audio is not the released one behind the first cut."
+            f"The released decode cuts {seconds:.0f} s every {STOCK_CHUNK_FRAMES} frames, with a seam; here no arm has "
+            "one, so behind the first cut the unablated audio is not the released one."
         )
     return tuple(notes)
 
@@ -270,6 +273,18 @@ def _lost(bench: Bench) -> tuple[str, ...]:
         return ()
     return (
         f"{len(bench.not_finite)} decodes were not finite and count in no mean: {shorten(bench.not_finite, most=5)}.",
+    )
+
+
+def _power(windows: Windows, n_sets: int) -> tuple[str, ...]:
+    """Return a note where flipping the signs of so few speakers cannot give a small p for so many sets."""
+    n = len({clip.speaker for clip in windows.clips})
+    smallest = 2.0 ** (1 - n)
+    if smallest * n_sets <= LEVEL:
+        return ()
+    return (
+        f"{n} speakers give no p below {smallest:.2g}, and {min(1.0, smallest * n_sets):.2g} when it is adjusted over "
+        f"{n_sets} sets: name fewer --layers or take more speakers, or read the intervals.",
     )
 
 

@@ -41,12 +41,15 @@ def pitch_track(wave: NDArray[np.floating], sample_rate_hz: int) -> NDArray[np.f
 
 def _difference(frames: NDArray[np.float64], window: int, lags: int) -> NDArray[np.float64]:
     """Return d(lag) = sum over the window of (x[t] - x[t + lag])^2, (frames, lags), lags 0 to lags - 1."""
-    size = 1 << int(np.ceil(np.log2(frames.shape[1] + window)))
-    start = np.fft.rfft(frames[:, :window], size)
-    products = np.fft.irfft(np.fft.rfft(frames, size) * start.conj(), size)[:, :lags]
+    from scipy import fft
+
+    size = fft.next_fast_len(frames.shape[1], real=True)  # no lag asked for wraps around
+    start = fft.rfft(frames[:, :window], size)
+    products = fft.irfft(fft.rfft(frames, size) * start.conj(), size)[:, :lags]
     energy = np.pad(np.square(frames).cumsum(axis=1), ((0, 0), (1, 0)))
     shifted = energy[:, window : window + lags] - energy[:, :lags]
-    return np.maximum(shifted[:, :1] + shifted - 2 * products, 0.0)
+    result: NDArray[np.float64] = np.maximum(shifted[:, :1] + shifted - 2 * products, 0.0)
+    return result
 
 
 def _first_dip(
@@ -66,4 +69,5 @@ def _parabola(difference: NDArray[np.float64], lag: NDArray[np.int64]) -> NDArra
     before, at, after = (difference[rows, lag + step] for step in (-1, 0, 1))
     bend = before - 2 * at + after
     shift = np.where(bend > 0, 0.5 * (before - after) / np.where(bend > 0, bend, 1.0), 0.0)
-    return lag + np.clip(shift, -1.0, 1.0)
+    moved: NDArray[np.float64] = lag + np.clip(shift, -1.0, 1.0)
+    return moved

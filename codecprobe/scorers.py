@@ -4,14 +4,15 @@ Conventions. Every measure is of one decoded waveform (samples,) against that of
 reference), never against the recording; frames are 10 ms. `MEASURES` says of each whether the unablated clip has a
 value of its own (an accuracy) or one by construction (a distance of 0, an agreement of 1).
 
-The two recognisers are fitted on the decoded references of other clips, never on the sessions they judge: a ridge
-classifier of the speaker on MFCC statistics (or the vectors of a named speaker model), and where the corpus knows
-phones, LDA on MFCC 0-12 of seven frames around, relative to the clip's mean. What does not exist for a clip (pitch of
-a clip without voiced frames) is NaN.
+The two recognisers are fitted on the decoded references of other clips, never on the sessions they judge, both by
+shrinkage LDA, the classifier for few clips of each class: of the speaker on MFCC statistics (or the vectors of a named
+speaker model), and where the corpus knows phones, of the phone on MFCC 0-12 of seven frames, relative to the clip's
+mean. What does not exist for a clip (pitch of a clip without voiced frames) is NaN.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from codecprobe import acoustics
 from codecprobe.codecs.codec import Codec, Waveform
 from codecprobe.corpora.corpus import Clip
 from codecprobe.pitch import HOP_S, pitch_track
-from codecprobe.spectra import cepstra, frame_levels, mel_levels, power_spectrum, spectral_distance
+from codecprobe.spectra import cepstra, frame_levels, magnitudes, mel_levels, power_spectrum, spectral_distance
 from codecprobe.speech_models import SpeakerModel, Transcriber, word_error_rate
 from probecore.errors import InputError
 from probecore.probes.fit import LinearFit, fit_linear
@@ -50,7 +51,7 @@ class Measure:
 
 MEASURES = (
     Measure("speaker accuracy", share=True, headline=True),
-    Measure("speaker margin"),
+    Measure("speaker log-odds"),
     Measure("phone accuracy", share=True, headline=True),
     Measure("word error rate", 0.0, headline=True),
     Measure("MFCC agreement", 1.0, headline=True),
@@ -149,9 +150,9 @@ class Recogniser:
     phones: LinearFit | None
 
     def speaker_scores(self, heard: Heard) -> Floats:
-        """Return the decision for each speaker, (speakers,): near 1 for who is speaking, near -1 for the others."""
+        """Return the log probability of each speaker in nats, up to a constant, (speakers,)."""
         scores = self.voice.decisions(heard.voice[None])[0]
-        return np.array([-scores[0], scores[0]]) if len(self.speakers) == 2 else scores
+        return np.array([0.0, scores[0]]) if len(self.speakers) == 2 else scores
 
     def phone_track(self, heard: Heard) -> NDArray[np.str_]:
         """Return the most probable phone of each frame, (frames,)."""
@@ -159,7 +160,8 @@ class Recogniser:
             raise InputError("there is no phone recogniser: the corpus knows no phones")
         scores = self.phones.decisions(_in_context(heard.cepstra))
         best = (scores[:, 0] > 0).astype(int) if scores.shape[1] == 1 else scores.argmax(axis=1)
-        return np.asarray(self.phone_names)[best]
+        track: NDArray[np.str_] = np.asarray(self.phone_names)[best]
+        return track
 
 
 def fit_recogniser(clips: Sequence[Clip], references: Sequence[Heard]) -> Recogniser:
@@ -167,7 +169,8 @@ def fit_recogniser(clips: Sequence[Clip], references: Sequence[Heard]) -> Recogn
     codes, speakers = codes_of([clip.speaker for clip in clips])
     if len(speakers) < 2:
         raise InputError(f"a speaker recogniser needs at least 2 speakers to learn from; got {len(speakers)}")
-    voice = fit_linear(np.stack([heard.voice for heard in references]), codes, len(speakers), kind="ridge")
+    voices = np.stack([heard.voice for heard in references])
+    voice = fit_linear(voices, codes, len(speakers), kind="lda", priors="equal")
     if any(clip.phones is None for clip in clips):
         return Recogniser(tuple(speakers), voice, (), None)
     frames = np.concatenate([_in_context(heard.cepstra) for heard in references])
@@ -200,7 +203,7 @@ def compare(
         "MFCC agreement": mfcc_agreement(heard, reference),
         **_prosody(heard, reference),
         "mel distance (dB)": float(np.abs(heard.mel - reference.mel).mean()),
-        "STFT distance": spectral_distance(heard.wave, reference.wave, reference.rate_hz),
+        "STFT distance": spectral_distance(_magnitudes(heard), _magnitudes(reference)),
         **_codes_kept(heard.codes, codes),
     }
 
@@ -235,13 +238,18 @@ def median_pitch(heard: Heard) -> float:
     return float(12 * np.log2(np.median(voiced) / 100)) if len(voiced) >= LEAST_VOICED else float("nan")
 
 
+@lru_cache(maxsize=4)
+def _magnitudes(heard: Heard) -> tuple[NDArray[np.float32], ...]:
+    return magnitudes(heard.wave, heard.rate_hz)  # kept for a reference, which many arms are compared with
+
+
 def _speaker(clip: Clip, heard: Heard, recogniser: Recogniser) -> dict[str, float]:
     if clip.speaker not in recogniser.speakers:
-        return {"speaker accuracy": float("nan"), "speaker margin": float("nan")}
+        return {"speaker accuracy": float("nan"), "speaker log-odds": float("nan")}
     scores = recogniser.speaker_scores(heard)
     own = recogniser.speakers.index(clip.speaker)
     margin = float(scores[own] - np.delete(scores, own).max())
-    return {"speaker accuracy": float(margin > 0), "speaker margin": margin}
+    return {"speaker accuracy": float(margin > 0), "speaker log-odds": margin}
 
 
 def _word_errors(heard: Heard, reference: Heard) -> float:

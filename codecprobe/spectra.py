@@ -16,16 +16,18 @@ from codecprobe.pitch import HOP_S
 Floats = NDArray[np.float64]
 FLOOR = 1e-10
 CEPSTRA = 13
-RESOLUTIONS_S = (512 / 24_000, 1024 / 24_000, 2048 / 24_000)  # windows; a hop is a quarter of its window
+RESOLUTIONS_S = (0.02, 0.04, 0.08)  # windows; a hop is a quarter of its window
 
 
 def power_spectrum(wave: NDArray[np.floating], rate_hz: int, window_s: float = 0.032, hop_s: float = HOP_S) -> Floats:
     """Return the power spectrum (frames, bins) of Hann windows; a frame's sum is the mean power of its samples."""
+    from scipy import fft
+
     n, hop = max(16, round(window_s * rate_hz)), max(1, round(hop_s * rate_hz))
     padded = np.pad(np.asarray(wave, dtype=np.float64), (n // 2, n))
     frames = np.lib.stride_tricks.sliding_window_view(padded, n)[: -(-len(wave) // hop) * hop : hop]
     window = np.hanning(n + 1)[:-1]
-    power: Floats = np.abs(np.fft.rfft(frames * window)) ** 2 * (2 / (n * np.square(window).sum()))
+    power: Floats = np.abs(fft.rfft(frames * window)) ** 2 * (2 / (n * np.square(window).sum()))
     return power
 
 
@@ -51,26 +53,32 @@ def frame_levels(power: Floats) -> Floats:
     return levels
 
 
-def spectral_distance(wave: NDArray[np.floating], reference: NDArray[np.floating], rate_hz: int) -> float:
-    """Return the multi-resolution STFT distance of two waveforms; NaN where the reference is silent.
+def magnitudes(wave: NDArray[np.floating], rate_hz: int) -> tuple[NDArray[np.float32], ...]:
+    """Return magnitudes (frames, bins) with windows of 20, 40 and 80 ms and hops of a quarter of them."""
+    return tuple(
+        np.sqrt(power_spectrum(wave, rate_hz, window_s, window_s / 4)).astype(np.float32) for window_s in RESOLUTIONS_S
+    )
 
-    The mean over windows of 21, 43 and 85 ms of spectral convergence | |S| - |R| | / | |R| | plus the mean of
-    |log |S| - log |R|| (Yamamoto et al. 2020, eq. 4 to 6). Log magnitudes have a floor 100 dB below full scale.
+
+def spectral_distance(own: tuple[NDArray[np.float32], ...], other: tuple[NDArray[np.float32], ...]) -> float:
+    """Return the multi-resolution STFT distance of two sets of `magnitudes`; NaN where the second is silent.
+
+    The mean over windows of spectral convergence | |S| - |R| | / | |R| | plus the mean of |log |S| - log |R||
+    (Yamamoto et al. 2020, eq. 4 to 6). Log magnitudes have a floor 100 dB below full scale.
     """
     parts = []
-    for window_s in RESOLUTIONS_S:
-        own, other = (np.sqrt(power_spectrum(x, rate_hz, window_s, window_s / 4)) for x in (wave, reference))
-        norm = float(np.linalg.norm(other))
+    for mine, theirs in zip(own, other, strict=True):
+        norm = float(np.linalg.norm(theirs))
         if norm == 0:
             return float("nan")
-        logs = np.abs(np.log(np.maximum(own, 1e-5)) - np.log(np.maximum(other, 1e-5)))
-        parts.append(float(np.linalg.norm(own - other)) / norm + float(logs.mean()))
+        logs = np.abs(np.log(np.maximum(mine, 1e-5)) - np.log(np.maximum(theirs, 1e-5)))
+        parts.append(float(np.linalg.norm(mine - theirs)) / norm + float(logs.mean(dtype=np.float64)))
     return float(np.mean(parts))
 
 
 @lru_cache(maxsize=8)
 def _mel_filters(rate_hz: int, n_fft: int, bands: int, top_hz: float) -> Floats:
-    import librosa
+    from librosa.filters import mel
 
-    filters: Floats = librosa.filters.mel(sr=rate_hz, n_fft=n_fft, n_mels=bands, fmax=top_hz, htk=True, norm=None)
+    filters: Floats = mel(sr=rate_hz, n_fft=n_fft, n_mels=bands, fmax=top_hz, htk=True, norm=None)
     return filters.astype(np.float64)

@@ -1,8 +1,16 @@
 """Where a clip of speaker A went when some layers came from a clip of speaker B: measures that point from A to B.
 
-Conventions. Each measure is negative where the clip is A's and positive where it is B's: what it says of A minus what
-it says of B, or the other way round for distances. With no layer swapped it takes the value of A's own decode, with
-all swapped that of B's; what lies between says which layers carry it across.
+Conventions. Each measure is negative where the clip is A's and positive where it is B's:
+
+    voice (nats)       log-odds of B against A by the speaker classifier, which is fitted on other sessions
+    heard as B         whether they are positive (a share: 0 where A is heard, 1 where B is)
+    pitch (semitones)  distance of the median pitch from A's decode, less that from B's
+    phones             share of frames recognised as B's phone, less as A's, where both speak different ones
+    MFCC               agreement with B's decode, less with A's
+    mel (dB)           distance from A's decode, less from B's
+
+With no layer swapped a measure takes the value of A's own decode, with all swapped that of B's; what lies between says
+which layers carry it across.
 """
 
 import numpy as np
@@ -11,12 +19,12 @@ from codecprobe.corpora.corpus import Clip
 from codecprobe.scorers import SILENCE, Heard, Measure, Recogniser, median_pitch, mfcc_agreement, true_phones
 
 SWAP_MEASURES = (
-    Measure("voice (score of B - A)", headline=True),
-    Measure("heard as B rather than A", share=True),
-    Measure("pitch (semitones from A - from B)", headline=True),
-    Measure("phones (accuracy for B - for A)", headline=True),
-    Measure("MFCC agreement (with B - with A)", headline=True),
-    Measure("mel (dB from A - from B)"),
+    Measure("voice (nats)", headline=True),
+    Measure("heard as B", share=True),
+    Measure("pitch (semitones)", headline=True),
+    Measure("phones", headline=True),
+    Measure("MFCC", headline=True),
+    Measure("mel (dB)"),
 )
 
 

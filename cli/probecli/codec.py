@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from probecli.codec_ablate import ablate
 from probecli.codec_compare import compare
 from probecli.codec_measures import timescales, usage
 from probecli.group import ProbeGroup
@@ -17,7 +18,7 @@ def main() -> None:
     """What each layer of a speech codec carries, and what happens when it is taken away."""
 
 
-for command in (usage, timescales, compare):
+for command in (usage, timescales, ablate, compare):
     main.add_command(command)
 
 

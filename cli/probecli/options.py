@@ -37,7 +37,10 @@ CORPUS_HELP = (
     "embedded (synthetic voices), librispeech:SUBSET (downloaded into the cache), a folder in LibriSpeech's layout, "
     "a folder of SPEAKER/... audio, or a CSV manifest (path, speaker, session, text)."
 )
-CODEC_HELP = "embedded, qwen3-tts-12hz, a hub name, or a folder as save_pretrained writes it."
+CODEC_HELP = (
+    "embedded, qwen3-tts-12hz, mimi, encodec, dac, xcodec, a hub name, or a folder as save_pretrained writes it; "
+    "mimi:8 takes the first 8 layers."
+)
 
 _SPEECH = (
     click.option("--corpus", default="embedded", show_default=True, help=CORPUS_HELP),

@@ -43,12 +43,8 @@ class EncodecCodec(ResidualCodec):
         return array_of(self._quantisers[self._checked(layer)].codebook.cluster_size)
 
     def facts(self) -> dict[str, Any]:
-        """Return the bandwidth that is used, and whether the checkpoint says how entries were used in training."""
-        used = [self.training_usage(k) for k in range(self.info.n_layers)]
-        return {
-            "bandwidth_kbps": self._bandwidth,
-            "training_usage_informative": any(np.ptp(usage) > 0 for usage in used),
-        }
+        """Return the bandwidth whose layers are read, and whether the checkpoint says how entries were used."""
+        return {**super().facts(), "bandwidth_kbps": float(max(self.model.config.target_bandwidths))}
 
     def _prepare(self, source: str) -> None:
         config = self.model.config
@@ -60,10 +56,6 @@ class EncodecCodec(ResidualCodec):
                 f"{config.audio_channels} channels, {pieces}, {gains} gains, so its codes are not one line of frames: "
                 "give the 24 kHz model, facebook/encodec_24khz"
             )
-
-    @property
-    def _bandwidth(self) -> float:
-        return float(max(self.model.config.target_bandwidths))
 
     @property
     def _sample_rate_hz(self) -> int:

@@ -67,12 +67,8 @@ class MimiCodec(ResidualCodec):
         """Return the attention window and what the checkpoint says of training; rotary frequencies must be plain."""
         if not all(_rope_holds(transformer) for transformer in self._transformers):
             raise CertificateError(f"{self.info.source}: rotary frequencies must equal theta^(-2i/d): load it again")
-        used = [self.training_usage(k) for k in range(self.info.n_layers)]
-        return {
-            "rope_frequencies_equal_formula": True,
-            "attention_window_steps": int(self.model.config.sliding_window),
-            "training_usage_informative": any(np.ptp(usage) > 0 for usage in used),
-        }
+        window = int(self.model.config.sliding_window)
+        return {**super().facts(), "rope_frequencies_equal_formula": True, "attention_window_steps": window}
 
     def _prepare(self, source: str) -> None:
         for transformer in self._transformers:

@@ -157,7 +157,11 @@ class ResidualCodec(ABC):
 
     def facts(self) -> dict[str, Any]:
         """Return further facts for the certificate; raises `CertificateError` where one must not be."""
-        return {}
+        training_usage = getattr(self, "training_usage", None)
+        if training_usage is None:
+            return {}
+        told = any(np.ptp(training_usage(layer)) > 0 for layer in range(self.info.n_layers))
+        return {"training_usage": "in the checkpoint" if told else "not in the checkpoint"}
 
     def _codes(self, clip: Waveform) -> Tensor:
         """Return the codes of one clip from the model's own encode, (layers, frames)."""

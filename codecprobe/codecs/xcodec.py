@@ -40,12 +40,11 @@ class XcodecCodec(ResidualCodec):
         return array_of(self._quantisers[self._checked(layer)].codebook.cluster_size)
 
     def facts(self) -> dict[str, Any]:
-        """Return bandwidth and semantic model, and whether the checkpoint says how entries were used in training."""
-        used = [self.training_usage(k) for k in range(self.info.n_layers)]
+        """Return bandwidth and semantic model, and whether the checkpoint says how entries were used."""
         return {
+            **super().facts(),
             "bandwidth_kbps": float(max(self.model.config.target_bandwidths)),
             "semantic_model": str(self.model.config.semantic_model_config.model_type),
-            "training_usage_informative": any(np.ptp(usage) > 0 for usage in used),
         }
 
     @property

@@ -133,10 +133,10 @@ def layer_rows(counts: Counts, budget: int) -> list[Row]:
     low, high = _jackknife(in_use, counts, chao1, size)
     rows.append({"metric": "codes in use", "value": in_use, "ci_low": low, "ci_high": high, "most": float(size),
                  "estimator": "chao1 (lower bound)", "unit": "codes", **facts, "detail": True})  # fmt: skip
-    rows.append({"metric": "codes not seen", "value": float((total == 0).sum()), "ci_low": None, "ci_high": None,
-                 "ci_note": "a count of these frames: read it with its detection limit",
+    rows.append({**facts, "metric": "codes not seen", "value": float((total == 0).sum()), "ci_low": None,
+                 "ci_high": None, "ci_note": "a count of these frames: read it with its detection limit",
                  "detection_limit": detection_limit(n), "frames_to_see_all": frames_to_see_all(size),
-                 "estimator": "counted", "most": float(size), "unit": "codes", **facts})  # fmt: skip
+                 "estimator": "counted", "most": float(size), "unit": "codes"})  # fmt: skip
     return rows
 
 

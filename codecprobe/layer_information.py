@@ -97,8 +97,8 @@ def information_rows(streams: Streams, codec: Codec, *, n_shifts: int, seed: int
         pair = _pair(streams, a, b)
         rows.append(
             {
-                "metric": "counted information", **pair, "value": counted.value, "estimator": "miller-madow, all codes",
-                "value_note": counted.reason or None, "detail": True,
+                "metric": "counted information", **pair, "value": None if counted.reason else counted.value,
+                "estimator": "miller-madow, all codes", "value_note": counted.reason or None, "detail": True,
             }
         )  # fmt: skip
         counts = np.bincount(own)

@@ -106,16 +106,16 @@ def frames_to_see_all(n_codes: int) -> int:
     """Return how many independent frames show every code of an evenly used book with 95 %: K ln(K / .05).
 
     >>> frames_to_see_all(2048)
-    21756
+    21751
     """
     return int(np.ceil(at_least(n_codes, 1, "n_codes") * np.log(n_codes / MISSED)))
 
 
-def divergence(counts: ArrayLike, weights: ArrayLike, estimator: str = "chao-shen") -> float:
+def divergence(counts: ArrayLike, weights: ArrayLike, estimator: str | None = None) -> float:
     """Return KL(observed || prior) in bits: how far these frames are from the usage that `weights` (K,) describe.
 
     The cross-entropy to the prior, with half a frame added to every code so that no probability is 0, less the entropy
-    by `estimator`. Near 0 it can come out slightly negative.
+    by `estimator`, None taking the default. Near 0 it can come out slightly negative.
     """
     n, prior = _counts(counts), np.asarray(weights, dtype=np.float64)
     if n.ndim != 1 or prior.shape != n.shape or not np.isfinite(prior).all() or (prior < 0).any() or not prior.any():
@@ -124,7 +124,7 @@ def divergence(counts: ArrayLike, weights: ArrayLike, estimator: str = "chao-she
         )
     total = n.sum()
     smooth = (prior / prior.sum() * total + 0.5) / (total + 0.5 * len(n))
-    return float(-(n / total * np.log2(smooth)).sum() - entropy(n, estimator))
+    return float(-(n / total * np.log2(smooth)).sum() - entropy(n, estimator or default_estimator(n)))
 
 
 def _chao_shen(n: Floats, total: Floats) -> Floats:

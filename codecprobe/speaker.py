@@ -226,8 +226,9 @@ def notes_of(tokenized: TokenizedCorpus, windows: Windows, left_out: Sequence[st
         )
     else:
         notes.append(
-            "Each fold tests a session that the probe has not heard. 'utterance split' is the accuracy when clips "
-            "instead of sessions are left out: what is above the accuracy is the recording, not the voice."
+            "Each fold tests sessions that the probe has not heard. 'utterance split' is the accuracy when clips "
+            "instead of sessions are left out: what it has above the accuracy comes from having heard the same "
+            "recordings (and somewhat more of them), not from the voice."
         )
     return tuple(notes)
 

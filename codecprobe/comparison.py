@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from codecprobe import acoustics
-from codecprobe.codecs.codec import Codec
+from codecprobe.codecs.codec import Codec, CodecInfo
 from codecprobe.codecs.registry import open_codec
 from codecprobe.corpora.corpus import Corpus
 from codecprobe.corpora.registry import open_corpus
@@ -138,23 +138,28 @@ def compare_codecs(
 
 
 def labels_of(codecs: Sequence[Codec]) -> list[str]:
-    """Return a name for each codec, no two alike: its own, then its source, then its number of layers with it.
+    """Return a name for each codec, no two alike: its own, with what tells it from others of that name.
 
     Raises `InputError` when one codec is given twice.
     """
-    known = [(codec.info.name, codec.info.weights_hash, codec.info.codebook_sizes) for codec in codecs]
+    infos = [codec.info for codec in codecs]
+    known = [(info.name, info.weights_hash, info.codebook_sizes) for info in infos]
     for i, one in enumerate(known):
         if one in known[:i]:
-            raise InputError(f"codecs must differ; got {codecs[i].info.source or one[0]} twice: give two codecs")
-    infos = [codec.info for codec in codecs]
-    for labels in (
-        [info.name for info in infos],
-        [f"{info.name} ({info.source})" for info in infos],
-        [f"{info.name} ({info.source}, {info.n_layers} layers)" for info in infos],
+            raise InputError(f"codecs must differ; got {infos[i].source or one[0]} twice: give two codecs")
+    return [_label(info, [other for other in infos if other.name == info.name]) for info in infos]
+
+
+def _label(info: CodecInfo, namesakes: Sequence[CodecInfo]) -> str:
+    for tell in (
+        lambda one: "",
+        lambda one: f" ({one.n_layers} layers)",
+        lambda one: f" ({one.source})",
+        lambda one: f" ({one.source}, {one.n_layers} layers)",
     ):
-        if len(set(labels)) == len(labels):
-            return labels
-    return [f"{info.name} ({info.source}, {info.weights_hash[:6]})" for info in infos]
+        if len({tell(one) for one in namesakes}) == len(namesakes):
+            return info.name + tell(info)
+    return f"{info.name} ({info.source}, {info.n_layers} layers, weights {info.weights_hash[:8]})"
 
 
 def in_common(tokenized: Sequence[TokenizedCorpus]) -> list[TokenizedCorpus]:

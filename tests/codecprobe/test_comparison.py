@@ -128,12 +128,12 @@ def test_only_clips_that_all_codecs_can_encode_are_used():
 def test_codecs_are_told_apart_in_the_table():
     toy, other = ToyCodec(), HalfRate()
     assert labels_of([toy, other]) == ["toy", "half"]
-    same_name = ToyCodec(seed=3)
-    same_name.info = replace(same_name.info, source="folder b")
-    assert labels_of([toy, same_name]) == ["toy ()", "toy (folder b)"]
-    cut = ToyCodec()
+    cut, elsewhere = ToyCodec(), ToyCodec(seed=3)
     cut.info = replace(cut.info, codebook_sizes=(16, 32))
-    assert labels_of([toy, cut]) == ["toy (, 3 layers)", "toy (, 2 layers)"]
+    elsewhere.info = replace(elsewhere.info, source="folder b")
+    assert labels_of([toy, other, cut]) == ["toy (3 layers)", "half", "toy (2 layers)"]
+    assert labels_of([toy, elsewhere]) == ["toy ()", "toy (folder b)"]
+    assert labels_of([toy, cut, elsewhere])[1:] == ["toy (, 2 layers)", "toy (folder b, 3 layers)"]
     assert len(set(labels_of([toy, ToyCodec(seed=5)]))) == 2
     with pytest.raises(InputError, match="codecs must differ; got toy twice"):
         labels_of([toy, other, ToyCodec()])

@@ -2,6 +2,7 @@ from .audio import band_edge_hz, read_audio, resample
 from .codecs.codec import CodecInfo, Codes
 from .codecs.conformance import Conformance, check_codec
 from .codecs.registry import open_codec
+from .comparison import compare_codecs
 from .corpora.corpus import Audio, Clip, Corpus, Phone, Problem
 from .corpora.embedded import embedded_corpus
 from .corpora.folder import read_folder
@@ -32,6 +33,7 @@ __all__ = [
     "check_codec",
     "code_timescales",
     "codebook_usage",
+    "compare_codecs",
     "cut_windows",
     "embedded_corpus",
     "load_tokenized",

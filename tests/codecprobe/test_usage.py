@@ -33,7 +33,7 @@ def row(rows, metric):
 
 
 def test_a_uniform_book_is_used_evenly_and_a_zipf_book_is_not():
-    """20,000 frames of 256 codes; Miller-Madow and its interval (speakers are alike) hold the closed form."""
+    """20,000 frames of 256 codes: -log2 p of Zipf has a spread of 2 bits, the entropy one of .014; .05 allowed."""
     uniform, zipf = np.full(256, 1 / 256), 1 / np.arange(1, 257)
     zipf /= zipf.sum()
     for p in (uniform, zipf):
@@ -41,8 +41,8 @@ def test_a_uniform_book_is_used_evenly_and_a_zipf_book_is_not():
         truth = -(p * np.log2(p)).sum()
         entropy = row(rows, "entropy")
         assert entropy["estimator"] == "miller-madow" and entropy["most"] == 8
-        assert entropy["value"] == pytest.approx(truth, abs=0.02)
-        assert entropy["ci_low"] - 0.01 <= truth <= entropy["ci_high"] + 0.01
+        assert entropy["value"] == pytest.approx(truth, abs=0.05)
+        assert entropy["ci_low"] - 0.02 <= truth <= entropy["ci_high"] + 0.02
         assert row(rows, "perplexity")["value"] == pytest.approx(2 ** entropy["value"])
         assert row(rows, "efficiency")["value"] == pytest.approx(entropy["value"] / 8)
         expected = (1 - (1 - p) ** 5000).sum()

@@ -117,7 +117,7 @@ def layer_rows(counts: Counts, budget: int) -> list[Row]:
         if estimator == best:
             ends = (value, low, high)
     for metric, most, unit, ends_of in (
-        ("perplexity", float(size), "codes", _scaled(ends, lambda end: 2.0**end)),
+        ("perplexity", size, "codes", _scaled(ends, lambda end: 2.0**end)),
         ("efficiency", 1.0, "share", _scaled(ends, lambda end: end / whole if whole else np.nan)),
     ):
         rows.append({"metric": metric, "value": ends_of[0], "ci_low": ends_of[1], "ci_high": ends_of[2],
@@ -127,16 +127,16 @@ def layer_rows(counts: Counts, budget: int) -> list[Row]:
         (None, None) if used is None else _jackknife(used, counts, partial(rarefied_codes, n_frames=budget), size)
     )
     rows.append({"metric": "codes used", "value": used, "ci_low": low, "ci_high": high, "budget": budget,
-                 "estimator": f"rarefied to {budget} frames", "most": float(min(size, budget)), "unit": "codes",
+                 "estimator": f"rarefied to {budget} frames", "most": min(size, budget), "unit": "codes",
                  **facts})  # fmt: skip
     in_use = float(chao1(total))
     low, high = _jackknife(in_use, counts, chao1, size)
-    rows.append({"metric": "codes in use", "value": in_use, "ci_low": low, "ci_high": high, "most": float(size),
+    rows.append({"metric": "codes in use", "value": in_use, "ci_low": low, "ci_high": high, "most": size,
                  "estimator": "chao1 (lower bound)", "unit": "codes", **facts, "detail": True})  # fmt: skip
-    rows.append({**facts, "metric": "codes not seen", "value": float((total == 0).sum()), "ci_low": None,
+    rows.append({**facts, "metric": "codes not seen", "value": int((total == 0).sum()), "ci_low": None,
                  "ci_high": None, "ci_note": "a count of these frames: read it with its detection limit",
                  "detection_limit": detection_limit(n), "frames_to_see_all": frames_to_see_all(size),
-                 "estimator": "counted", "most": float(size), "unit": "codes"})  # fmt: skip
+                 "estimator": "counted", "most": size, "unit": "codes"})  # fmt: skip
     return rows
 
 
@@ -194,11 +194,11 @@ def _training_of_layer(counts: Counts, usage: Floats, facts: Row) -> list[Row]:
     if counts.can_jackknife:
         low, high = _interval(distance, np.array([divergence(c, usage, estimator) for c in counts.without_one]))
     return [
-        {"metric": "training perplexity", "value": perplexity, "most": float(size), "unit": "codes", **moving},
-        {"metric": "rare in training", "value": float((prior < 1e-6).sum()), "most": float(size), "unit": "codes",
+        {"metric": "training perplexity", "value": perplexity, "most": size, "unit": "codes", **moving},
+        {"metric": "rare in training", "value": int((prior < 1e-6).sum()), "most": size, "unit": "codes",
          **moving, "estimator": "share below 1e-6"},
-        {"metric": "used in training, not seen", "value": float(((total == 0) & (prior > limit)).sum()),
-         "unit": "codes", "most": float(size), "detection_limit": limit, **moving,
+        {"metric": "used in training, not seen", "value": int(((total == 0) & (prior > limit)).sum()),
+         "unit": "codes", "most": size, "detection_limit": limit, **moving,
          "estimator": "share above the detection limit"},
         {"metric": "divergence from training", "value": distance, "ci_low": low, "ci_high": high, "unit": "bits",
          "estimator": f"cross-entropy less {estimator}", **facts},

@@ -2,8 +2,9 @@
 
 Conventions. All clips are windows of one number of frames. Each clip belongs to one fold; the classifiers and the mean
 terms used on it come from the other folds, so that they know neither the clip nor its session. Its partner is a clip
-of another speaker in the same fold, its sibling another clip of its own speaker there. Every draw is named by seed,
-arm and clip: another set of arms changes no number. What was measured is kept on disk, clip by clip and arm by arm.
+of another speaker in the same fold; its sibling is another clip of its own speaker, from another session where there is
+one, and is judged by classifiers that do not know it. Every draw is named by seed, arm and clip: another set of arms
+changes no number. What was measured is kept on disk, clip by clip and arm by arm.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ class Bench:
         self._seed, self._cache = seed, cache
         self.speakers = np.array([clip.speaker for clip in windows.clips])
         self.partner = partners(self.speakers, self._fold, seed)
-        self.sibling = siblings(self.speakers, self._fold)
+        self.sibling = siblings(self.speakers, np.array([clip.session for clip in windows.clips]))
         self.names = tuple(measure.name for measure in measures(codec.info.n_layers))
         self.swap_names = tuple(measure.name for measure in SWAP_MEASURES)
         self.not_finite: list[str] = []
@@ -188,7 +189,8 @@ class Bench:
         names = self.swap_names if swap else self.names
         if heard is None:
             return np.full(len(names), np.nan)
-        clip, recogniser = self.windows.clips[i], self.recognisers[self._fold[i]]
+        judged = int(self.sibling[i]) if arm.kind == CEILING else i
+        clip, recogniser = self.windows.clips[i], self.recognisers[self._fold[judged]]
         found: Mapping[str, float]
         if swap:
             j = int(self.partner[i])
@@ -228,14 +230,15 @@ def partners(speakers: NDArray[np.str_], fold: NDArray[np.int64], seed: int) -> 
     return found
 
 
-def siblings(speakers: NDArray[np.str_], fold: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each clip the next clip of its speaker in its fold, -1 where it is alone."""
+def siblings(speakers: NDArray[np.str_], sessions: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Return for each clip another one of its speaker, the next of another session where there is one; -1 if none."""
     found = np.full(len(speakers), -1, dtype=np.int64)
-    for one in np.unique(fold):
-        for name in np.unique(speakers[fold == one]):
-            own = np.flatnonzero((fold == one) & (speakers == name))
-            if len(own) > 1:
-                found[own] = np.roll(own, -1)
+    for i in range(len(speakers)):
+        behind = (i + 1 + np.arange(len(speakers) - 1)) % len(speakers)
+        own = behind[speakers[behind] == speakers[i]]
+        elsewhere = own[sessions[own] != sessions[i]]
+        if len(own):
+            found[i] = elsewhere[0] if len(elsewhere) else own[0]
     return found
 
 

@@ -21,6 +21,7 @@ from probecore.results import Row
 from probecore.validation import codes_of
 
 Measured = Mapping[Arm, NDArray[np.float64]]
+NOTHING_TO_MOVE = "swapping everything does not move this measure by more than its interval"
 NOT_TESTED = "a level to compare with, not an ablation"
 COLUMNS = (
     "metric", "kind", "layers", "value", "ci_low", "ci_high", "unablated_value", "control_value",
@@ -92,7 +93,8 @@ def swap_rows(
         for arm, own, effect in zip(arms, values, effects, strict=True):
             moved, low, high = ratio_with_interval(own - plain, everything - plain, codes, weights)
             ends = {"all_swapped_value": float(np.nanmean(everything)), "moved": moved, "moved_low": low}
-            rows.append(_row(arm, measure, effect, measure.headline) | ends | {"moved_high": high})
+            ends |= {"moved_high": high, "moved_note": NOTHING_TO_MOVE if np.isnan(moved) else ""}
+            rows.append(_row(arm, measure, effect, measure.headline) | ends)
     return rows
 
 

@@ -10,8 +10,9 @@ heard?
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from codecprobe.ablation_bench import LEVELS, Arm, Bench
@@ -19,13 +20,13 @@ from codecprobe.ablation_figures import damage_table, loss_figures, loss_tables,
 from codecprobe.ablation_rows import COLUMNS, SWAP_COLUMNS, ablation_rows, swap_rows
 from codecprobe.codecs.codec import Codec
 from codecprobe.codecs.registry import open_codec
-from codecprobe.corpora.corpus import Clip, Corpus
+from codecprobe.corpora.corpus import Clip, Corpus, Problem
 from codecprobe.corpora.registry import open_corpus
 from codecprobe.latent_edits import KINDS, SWAP
 from codecprobe.layer_sets import LayerSet, default_sets, name_of, parse_all
 from codecprobe.probe_ablation import probe_ablation
 from codecprobe.representation import Windows, cut_windows
-from codecprobe.scorers import Listener
+from codecprobe.scorers import MEASURES, Listener
 from codecprobe.speaker import testable
 from codecprobe.speech_models import SpeakerModel, Transcriber
 from codecprobe.tokenization import describe, facts_of, tokenize
@@ -143,25 +144,30 @@ def ablate(
 
 
 def draw(source: Corpus, speakers: int | None, clips: int | None, window_s: float, seed: int) -> Corpus:
-    """Draw speakers and clips that are at least one window long; by default up to 6 clips of every speaker."""
-    refuse = _refusal_of(window_s)
+    """Draw speakers and clips that are at least one window long; by default up to 6 clips of every speaker.
+
+    Clips that were looked at and cannot be used are listed in `problems` with the reason.
+    """
+    known: dict[str, str] = {}
+    refuse = partial(_refusal, window_s=window_s, known=known)
     if clips is not None:
         return source.sample(speakers, clips, seed, refuse=refuse)
     some = source.sample(speakers, None, seed)
-    kept: list[Clip] = []
-    problems = list(some.problems)
+    chosen: set[str] = set()
     for speaker in some.speakers:
-        own = replace(some, clips=tuple(clip for clip in some.clips if clip.speaker == speaker), problems=())
-        for n in range(min(CLIPS, len(own.clips)), -1, -1):
+        own = replace(some, clips=tuple(clip for clip in some.clips if clip.speaker == speaker))
+        for n in range(min(CLIPS, len(own.clips)), 0, -1):
             try:
-                drawn = own.sample(None, n, seed, refuse=refuse) if n else own.sample(None, None, seed)
-            except InputError:  # fewer than n of them are usable
+                chosen |= {clip.clip_id for clip in own.sample(None, n, seed, refuse=refuse).clips}
+            except InputError:  # fewer than n of them can be used
                 continue
-            kept += drawn.clips  # with none usable all stay: `cut_windows` and `tokenize` say why they cannot be used
-            problems += drawn.problems
             break
-    chosen = {clip.clip_id for clip in kept}
-    return replace(some, clips=tuple(clip for clip in some.clips if clip.clip_id in chosen), problems=tuple(problems))
+    kept = tuple(clip for clip in some.clips if clip.clip_id in chosen)
+    refused = tuple(Problem(clip.clip_id, known[clip.clip_id]) for clip in some.clips if known.get(clip.clip_id))
+    if not kept:
+        first = f"; the first is {refused[0].name}: {refused[0].reason}" if refused else ""
+        raise InputError(f"{source.name}: no clip can be used{first}")
+    return replace(some, clips=kept, problems=(*some.problems, *refused))
 
 
 def design(windows: Windows, seed: int) -> tuple[Windows, Folds, tuple[str, ...]]:
@@ -231,23 +237,18 @@ def _swap(
     )
 
 
-def _refusal_of(window_s: float) -> Callable[[Clip], str]:
-    """Return a function that says why a clip cannot be used, "" when it can; it reads every clip once."""
-    known: dict[str, str] = {}
-
-    def refuse(clip: Clip) -> str:
-        if clip.clip_id not in known:
-            try:
-                audio = clip.read()
-            except (InputError, OSError) as error:
-                known[clip.clip_id] = str(error)
-            else:
-                seconds = len(audio.samples) / audio.sample_rate_hz
-                short = f"{seconds:.2f} s are shorter than the window of {window_s:g} s"
-                known[clip.clip_id] = short if seconds < window_s else ""
-        return known[clip.clip_id]
-
-    return refuse
+def _refusal(clip: Clip, window_s: float, known: dict[str, str]) -> str:
+    """Return why a clip cannot be used, "" when it can; `known` remembers, so that a clip is read once."""
+    if clip.clip_id not in known:
+        try:
+            audio = clip.read()
+        except (InputError, OSError) as error:
+            known[clip.clip_id] = str(error)
+        else:
+            seconds = len(audio.samples) / audio.sample_rate_hz
+            short = f"{seconds:.2f} s are shorter than the window of {window_s:g} s"
+            known[clip.clip_id] = short if seconds < window_s else ""
+    return known[clip.clip_id]
 
 
 def _decoding_notes(windows: Windows) -> tuple[str, ...]:
@@ -294,9 +295,6 @@ def _reading(rows: Sequence[Row]) -> tuple[str, ...]:
         "Every value is relative to the decode of all layers. 'control': the decoder's input moved as far in a random "
         "direction; 'p control' compares with it. 'another speaker', 'same speaker': other clips, decoded as they are.",
     ]
-    absent = [
-        f"{name} ({why})"
-        for name, why in (("phone accuracy", "the corpus knows no phones"), ("word error rate", "no --asr was named"))
-        if name not in there
-    ]
+    reasons = {"phone accuracy": "the corpus knows no phones", "word error rate": "no --asr was named"}
+    absent = [f"{one.name} ({reasons.get(one.name, 'no clip has it')})" for one in MEASURES if one.name not in there]
     return (*notes, f"Not measured: {', '.join(absent)}.") if absent else tuple(notes)

@@ -22,15 +22,15 @@ def parse(text: str, n_layers: int) -> tuple[LayerSet, ...]:
 
     Raises `InputError` for anything else, and for a layer that the codec does not have.
     """
-    everything = range(n_layers)
-    families: dict[str, list[Iterable[int]]] = {
+    everything = tuple(range(n_layers))
+    families: dict[str, list[LayerSet]] = {
         "each": [(k,) for k in everything],
-        "only": [(j for j in everything if j != k) for k in everything],
-        "prefixes": [range(k + 1, n_layers) for k in range(n_layers - 1)],
+        "only": [everything[:k] + everything[k + 1 :] for k in everything],
+        "prefixes": [everything[k + 1 :] for k in everything],
         "all": [everything],
     }
     if text.strip() in families:
-        return tuple(sets for family in families[text.strip()] if (sets := tuple(family)))
+        return tuple(layers for layers in families[text.strip()] if layers)
     found: set[int] = set()
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))

@@ -27,6 +27,7 @@ def pitch_track(wave: NDArray[np.floating], sample_rate_hz: int) -> NDArray[np.f
     lags = window + 2
     padded = np.pad(wave.astype(np.float64), ((window + lags) // 2, window + lags + hop))
     frames = np.lib.stride_tricks.sliding_window_view(padded, window + lags)[: n_frames * hop : hop]
+    frames = frames - frames.mean(axis=1, keepdims=True)  # an offset has no pitch
     difference = _difference(frames, window, lags)
     normalised = difference[:, 1:] * np.arange(1, lags) / np.maximum(difference[:, 1:].cumsum(axis=1), 1e-30)
     normalised = np.concatenate([np.ones((n_frames, 1)), normalised], axis=1)

@@ -42,7 +42,7 @@ class SpeakerModel:
 
         found = []
         for wave in waves:
-            samples = _at_least(resample(wave, rate_hz, self.rate_hz), self.rate_hz // 5)
+            samples = _at_least(resample(wave, rate_hz, self.rate_hz), self.rate_hz // 2)
             inputs = self._extractor(samples, sampling_rate=self.rate_hz, return_tensors="pt")
             with torch.inference_mode():
                 vector = self._model(**inputs.to(self._model.device)).embeddings[0].double().cpu().numpy()
@@ -65,7 +65,7 @@ class Transcriber:
         """Return the words of each waveform, each recognised alone."""
         texts = []
         for wave in waves:
-            samples = _at_least(resample(wave, rate_hz, self.rate_hz), self.rate_hz // 5)
+            samples = _at_least(resample(wave, rate_hz, self.rate_hz), self.rate_hz // 2)
             found = self._pipeline({"raw": samples, "sampling_rate": self.rate_hz})
             texts.append(str(found["text"]))
         return texts
@@ -93,7 +93,7 @@ def _words(text: str) -> list[str]:
 
 
 def _at_least(samples: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-    """Return the samples, with zeros behind them up to n: convolutions in front need some length."""
+    """Return the samples, with zeros behind them up to n: the models need some frames."""
     return samples if len(samples) >= n else np.pad(samples, (0, n - len(samples)))
 
 

@@ -8,7 +8,7 @@ from probecli.codec_ablate import ablate
 from probecli.codec_compare import compare
 from probecli.codec_measures import timescales, usage
 from probecli.group import ProbeGroup
-from probecli.options import CODEC_HELP, common, speech
+from probecli.options import CODEC_HELP, common, probing, speech
 from probecli.output import show
 
 
@@ -24,35 +24,7 @@ for command in (usage, timescales, ablate, compare):
 
 @main.command("speaker-probe")
 @speech
-@click.option(
-    "--split",
-    type=click.Choice(["session", "utterance"]),
-    default="session",
-    show_default=True,
-    help="What is new at test. 'utterance' lets a session stand on both sides: its accuracy leaks.",
-)
-@click.option(
-    "--window",
-    "window_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=3.0,
-    show_default=True,
-    help="Seconds of each clip that are probed; shorter clips are left out and named.",
-)
-@click.option(
-    "--permutations",
-    type=click.IntRange(min=0),
-    default=999,
-    show_default=True,
-    help="Random re-assignments of sessions to speakers; all of them where they are few. 0: no p-value.",
-)
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=200,
-    show_default=True,
-    help="Resamples with refits behind each interval. 0: no interval.",
-)
+@probing
 @common
 def speaker_probe(
     corpus: str,

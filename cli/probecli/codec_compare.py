@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from probecli.options import CODEC_HELP, CORPUS_HELP, common
+from probecli.options import CODEC_HELP, common, probing, recordings
 from probecli.output import show
 
 
@@ -17,38 +17,8 @@ from probecli.output import show
     show_default=True,
     help=f"Give it once for each codec. {CODEC_HELP}",
 )
-@click.option("--corpus", default="embedded", show_default=True, help=CORPUS_HELP)
-@click.option("--speakers", type=click.IntRange(min=2), help="Draw this many speakers (default: all).")
-@click.option("--clips", type=click.IntRange(min=1), help="Draw this many clips of each speaker (default: all).")
-@click.option(
-    "--split",
-    type=click.Choice(["session", "utterance"]),
-    default="session",
-    show_default=True,
-    help="What is new at test. 'utterance' lets a session stand on both sides: its accuracy leaks.",
-)
-@click.option(
-    "--window",
-    "window_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=3.0,
-    show_default=True,
-    help="Seconds of each clip that are probed; shorter clips are left out and named.",
-)
-@click.option(
-    "--permutations",
-    type=click.IntRange(min=0),
-    default=999,
-    show_default=True,
-    help="Random re-assignments of sessions to speakers; all of them where they are few. 0: no p-value.",
-)
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=200,
-    show_default=True,
-    help="Resamples with refits behind each interval. 0: no interval.",
-)
+@recordings
+@probing
 @common
 def compare(
     codecs: tuple[str, ...],

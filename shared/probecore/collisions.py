@@ -95,8 +95,12 @@ class CollisionLadder:
         first = np.unique(member, return_index=True)[1]
         self._speaker, self.speakers = codes_of(of_speaker[first])
         kept = [clip[mask] for clip, mask in zip(codes, masks, strict=True)]
-        counts = [np.stack([np.bincount(part[:, k], minlength=size) for part in kept]) for k, size in enumerate(sizes)]
-        self.sessions = np.stack([session_collisions(layer, member) for layer in counts])
+        self.sessions = np.stack(
+            [
+                session_collisions(np.stack([np.bincount(part[:, k], minlength=size) for part in kept]), member)
+                for k, size in enumerate(sizes)
+            ]
+        )
         far_apart = [
             far_collisions([codes[i] for i in own], [masks[i] for i in own], far)
             for own in (np.flatnonzero(member == c).tolist() for c in range(int(member.max()) + 1))

@@ -92,7 +92,7 @@ def swap_rows(
         )
         for arm, own, effect in zip(arms, values, effects, strict=True):
             moved, low, high = ratio_with_interval(own - plain, everything - plain, codes, weights)
-            ends = {"all_swapped_value": float(np.nanmean(everything)), "moved": moved, "moved_low": low}
+            ends: Row = {"all_swapped_value": float(np.nanmean(everything)), "moved": moved, "moved_low": low}
             ends |= {"moved_high": high, "moved_note": NOTHING_TO_MOVE if np.isnan(moved) else ""}
             rows.append(_row(arm, measure, effect, measure.headline) | ends)
     return rows

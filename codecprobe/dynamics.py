@@ -111,7 +111,7 @@ def code_timescales(
         kind="timescales",
         title=f"Timescales (ms) and collision ladder (bits): codec {opened.info.name}, corpus {source.name}",
         rows=tuple(_in_reading_order(rows)),
-        columns=tuple(name for name in COLUMNS if any(row.get(name) is not None for row in rows)),
+        columns=tuple(name for name in COLUMNS if any(name in row for row in rows)),
         notes=(
             *describe(tokenized),
             *tokenized.notes,

@@ -84,7 +84,7 @@ def codebook_usage(
         kind="usage",
         title=f"Codebook usage: codec {opened.info.name}, corpus {source.name}",
         rows=tuple(rows),
-        columns=tuple(name for name in COLUMNS if any(row.get(name) is not None for row in rows)),
+        columns=tuple(name for name in COLUMNS if any(name in row for row in rows)),
         notes=(
             *describe(tokenized),
             *tokenized.notes,

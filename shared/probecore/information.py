@@ -107,7 +107,8 @@ def shift_orders(lengths: ArrayLike, n_shifts: int, least: int, seed: int = 0) -
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if sizes.ndim != 1 or not len(sizes) or sizes.min() < SHORTEST:
-        raise InputError(f"a circular shift needs clips of at least {SHORTEST} frames; got {min(sizes.tolist(), default=0)}")
+        shortest = min(sizes.tolist(), default=0)
+        raise InputError(f"a circular shift needs clips of at least {SHORTEST} frames; got {shortest}: leave it out")
     nearest = np.minimum(at_least(least, 1, "least"), np.maximum(sizes // 4, 1))
     rng = generator(seed, "circular shifts")
     by = rng.integers(nearest, sizes - nearest + 1, size=(at_least(n_shifts, 1, "n_shifts"), len(sizes)))

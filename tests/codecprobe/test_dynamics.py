@@ -14,6 +14,7 @@ from codecprobe.pace import far_frames, in_time, measure_pace, shuffle_frames
 from codecprobe.tokenization import TokenizedCorpus, tokenize
 from probecli.codec import main
 from probecore.errors import InputError
+from probecore.results import Result
 from probecore.stats.bootstrap import cluster_weights, expanded_interval
 
 ROW = {
@@ -108,6 +109,15 @@ def test_a_voice_in_a_layer_is_in_its_ladder_and_not_in_its_times():
         for row in ladder.rows:
             if row["metric"] == rung:
                 assert row["ci_low"] < 0.02 and abs(row["value"]) < 0.1
+
+
+def test_too_few_deals_leave_the_value_and_give_the_reason_for_no_p():
+    tokenized = planted(speakers=3)
+    ladder = read_ladder(tokenized, all_frames(tokenized), 25, "speech", n_permutations=99, seed=0)
+    rows = [row for row in ladder.rows if row["metric"] == "G speaker"]
+    assert all(row["value"] is not None and row["p_value"] is None and "15 ways" in row["p_note"] for row in rows)
+    shown = Result("timescales", tuple(rows), columns=("layer", "value", "p_value"))
+    assert "15 ways" in str(shown)
 
 
 def test_frames_that_do_not_count_change_nothing_of_what_does():

@@ -60,6 +60,19 @@ def test_intervals_are_as_wide_as_speakers_differ():
     assert apart["ci_high"] - apart["ci_low"] > 20 * (alike["ci_high"] - alike["ci_low"])
 
 
+def test_intervals_cover_what_other_speakers_would_give():
+    """200 worlds of 8 speakers who use a book of 64 each in their own way: at .95, .90 to .99 hold the worlds' mean."""
+    found = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        own = np.stack([rng.multinomial(500, rng.dirichlet(np.full(64, 0.5))) for _ in range(8)]) * 1.0
+        rows = layer_rows(Counts("layer 0", "speech", own, 8), 1000)
+        found.append([[row(rows, m)[k] for k in ("value", "ci_low", "ci_high")] for m in ("entropy", "codes used")])
+    for values in np.swapaxes(found, 0, 1):
+        aim = values[:, 0].mean()
+        assert 0.89 <= np.mean((values[:, 1] <= aim) & (aim <= values[:, 2])) <= 0.995
+
+
 def test_two_speakers_have_no_interval_and_say_so():
     rows = layer_rows(counts_of(np.full(64, 1 / 64), n_speakers=2), 100)
     assert all(r["ci_low"] is None and r["ci_note"] for r in rows)

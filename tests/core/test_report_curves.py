@@ -1,0 +1,32 @@
+"""Curves of many layers: colours in their order, no dashes that repeat, and a logarithmic axis where asked for."""
+
+from probecore.report.charts import layer_profile, lines
+
+
+def rows(n_series):
+    return [{"x": x, "y": k + x, "series": f"layer {k}"} for k in range(n_series) for x in (1, 10, 100)]
+
+
+def scales(spec, channel):
+    return [layer["encoding"][channel].get("scale", {}) for layer in spec["layer"] if channel in layer["encoding"]]
+
+
+def test_more_curves_than_colours_run_through_one_scale():
+    few, many = (lines(rows(n), x="x", y="y", series="series").to_dict() for n in (8, 16))
+    assert all("range" in scale and len(set(scale["range"])) == 8 for scale in scales(few, "color"))
+    assert all(scale["scheme"] == "viridis" and len(scale["domain"]) == 16 for scale in scales(many, "color"))
+    assert all(len(set(map(tuple, scale["range"]))) == 1 for scale in scales(many, "strokeDash"))
+
+
+def test_a_logarithmic_axis_needs_numbers_above_0():
+    plain, log = (lines(rows(2), x="x", y="y", series="series", log=on).to_dict() for on in (False, True))
+    assert all("type" not in scale for scale in scales(plain, "x"))
+    assert all(scale["type"] == "log" for scale in scales(log, "x"))
+    from_0 = lines([{"x": 0, "y": 1.0}, {"x": 5, "y": 2.0}], x="x", y="y", log=True).to_dict()
+    assert all("type" not in scale for scale in scales(from_0, "x"))
+
+
+def test_the_dashed_line_says_what_it_is():
+    data = [{"layer": "layer 0", "value": 1.0, "base": 0.5}, {"layer": "layer 1", "value": 2.0, "base": 0.5}]
+    spec = layer_profile(data, y="value", chance="base", chance_title="shuffled", p=None).to_dict()
+    assert "dashed:\N{NO-BREAK SPACE}shuffled" in " ".join(spec["title"]["subtitle"])

@@ -25,6 +25,7 @@ from probecore.errors import DesignError, InputError
 from probecore.probes.design import Design
 from probecore.probes.permutation import draw_labelings
 from probecore.seeds import generator
+from probecore.stats.bootstrap import expanded_interval
 from probecore.validation import codes_of, one_per_item
 
 Floats = NDArray[np.float64]
@@ -89,9 +90,7 @@ class Contrast:
         values = statistic(self.resamples * mask, self.resamples * ~mask)
         if not np.isfinite(values).all():
             return None
-        tail = expanded_tail(self._fewest_families(), level)
-        low, high = np.quantile(values, [tail, 1 - tail])
-        return float(low), float(high)
+        return expanded_interval(values, self._fewest_families(), 1 - level)
 
     def null(self, statistic: Statistic) -> Floats:
         """Return the statistic of every labelling (1 + m,), observed first."""
@@ -171,20 +170,6 @@ def contrast(
         chosen.is_paired(first, second),
         left_out,
     )
-
-
-def expanded_tail(n: int, level: float = 0.95) -> float:
-    """Return the tail probability whose percentiles of n clusters cover as a t interval does.
-
-    >>> round(expanded_tail(20), 4), round(expanded_tail(100000), 4)
-    (0.0159, 0.025)
-    """
-    from scipy import stats
-
-    if n < 2:
-        raise DesignError(f"a bootstrap interval needs at least 2 families in each category; got {n}")
-    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
-    return float(stats.norm.cdf(-t * np.sqrt(n / (n - 1))))
 
 
 def gap(values: ArrayLike) -> Statistic:

@@ -86,7 +86,7 @@ class Bench:
                 "seed": seed,
                 "listeners": listener.identity,
                 "measures": [self.names, self.swap_names],
-                "versions": [version("numpy"), version("librosa"), version("scipy")],
+                "versions": [version(name) for name in ("numpy", "scipy", "librosa", "torch", "transformers")],
             }
         )
         self._contributions = lru_cache(maxsize=8)(partial(_contributions, codec, windows.codes))

@@ -226,7 +226,6 @@ def _swap(
             *notes,
             *left,
             *_lost(bench),
-            *_power(bench.windows, len(arms)),
             "Layers of a clip of speaker B replace those of a clip of speaker A, frame by frame. Measures are negative "
             "where A's clip is heard and positive where B's is; 'moved' is the share of the way from nothing swapped "
             "(0) to everything swapped (1). p tests whether anything moved.",

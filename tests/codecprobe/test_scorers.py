@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_codec import ToyCodec
 
-from codecprobe import embedded_corpus, open_codec
+from codecprobe import ablate, embedded_corpus, open_codec
 from codecprobe.scorers import (
     MEASURES,
     Heard,
@@ -242,3 +242,19 @@ def test_a_model_that_is_not_there_is_refused_in_one_line(opener, tmp_path):
     with pytest.raises(InputError, match="cannot be opened as a sp") as refusal:
         opener(str(tmp_path), "cpu")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.transformers
+def test_outside_models_take_their_place_in_an_ablation(asr_folder, speaker_folder, tmp_path):
+    """Both by folder: rows of words appear, and the voice is judged by vectors of 12 numbers instead of MFCC."""
+    given = {"asr": str(asr_folder), "speaker_model": str(speaker_folder), "device": "cpu", "cache": tmp_path}
+    corpus = embedded_corpus(speakers=3, sessions=2, clips=2)
+    plain = ablate(corpus, layers=["0"], kinds=["drop"], n_bootstrap=20, cache=tmp_path)
+    result = ablate(corpus, layers=["0"], kinds=["drop"], n_bootstrap=20, **given)
+    rows, before = ({(row["kind"], row["metric"]): row for row in r.rows} for r in (result, plain))
+    words = rows["drop", "word error rate"]
+    assert words["unablated_value"] == 0.0 and words["value"] >= 0.0 and words["n_clips"] > 0
+    assert not any("word error rate" in note for note in result.notes)
+    assert rows["drop", "speaker log-odds"]["value"] != before["drop", "speaker log-odds"]["value"]
+    assert rows["drop", "phone accuracy"] == before["drop", "phone accuracy"]
+    assert speaker_folder.name in result.provenance["settings"]["listeners"]["speaker"]

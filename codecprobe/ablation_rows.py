@@ -18,6 +18,7 @@ from codecprobe.scorers import Measure, measures
 from codecprobe.swap_measures import SWAP_MEASURES
 from probecore.ablation.paired import pair_weights, paired_effects, ratio_with_interval
 from probecore.results import Row
+from probecore.stats.multiple import holm
 from probecore.validation import codes_of
 
 Measured = Mapping[Arm, NDArray[np.float64]]
@@ -68,7 +69,8 @@ def swap_rows(
 ) -> list[Row]:
     """Return a row per measure and set of layers, with the share of the way from A to B in `moved`.
 
-    The last arm must swap all layers. Clips without a partner have no values and do not count.
+    p tests whether anything moved: moved = 0, by t with both speakers resampled, adjusted over the sets. The last arm
+    must swap all layers. Clips without a partner have no values and do not count.
     """
     paired = bench.partner >= 0
     speakers, others = bench.speakers[paired], bench.speakers[bench.partner[paired]]
@@ -90,12 +92,20 @@ def swap_rows(
             n_bootstrap=n_bootstrap,
             seed=seed,
         )
-        for arm, own, effect in zip(arms, values, effects, strict=True):
-            moved, low, high = ratio_with_interval(own - plain, everything - plain, codes, weights)
-            ends: Row = {"all_swapped_value": float(np.nanmean(everything)), "moved": moved, "moved_low": low}
-            ends |= {"moved_high": high, "moved_note": NOTHING_TO_MOVE if np.isnan(moved) else ""}
-            rows.append(_row(arm, measure, effect, measure.headline) | ends)
+        shares = [ratio_with_interval(own - plain, everything - plain, codes, weights) for own in values]
+        adjusted = holm([p for *_, p in shares])
+        for arm, effect, share, p_adjusted in zip(arms, effects, shares, adjusted, strict=True):
+            moved, low, high, p = share
+            why = NOTHING_TO_MOVE if np.isnan(moved) else "1 by construction" if np.isnan(p) else ""
+            row = _row(arm, measure, effect, measure.headline)
+            row |= {"all_swapped_value": float(np.nanmean(everything)), "p_value": p, "p_adjusted": p_adjusted}
+            row |= {"moved": moved, "moved_low": low, "moved_high": high, "moved_note": why if np.isnan(moved) else ""}
+            rows.append({key: _known(value) for key, value in row.items()} | {"p_note": why, "p_adjusted_note": why})
     return rows
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _headline_of_content(names: Sequence[str], plain: NDArray[np.float64]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.stats import binom
 
 from probecore import InputError
-from probecore.ablation.paired import mean_with_interval, pair_weights, paired_effects, ratio_with_interval
+from probecore.ablation.paired import mean_with_interval, pair_weights, paired_effects, ratio_with_interval, t_test
 
 SPEAKERS = np.repeat([f"s{i}" for i in range(8)], 5)
 
@@ -165,10 +165,14 @@ def test_a_ratio_is_recovered_and_refused_where_the_whole_is_nothing():
     whole = 2 + 0.5 * rng.standard_normal(40)
     part = 0.7 * whole + 0.05 * rng.standard_normal(40)
     weights = pair_weights(SPEAKERS, None, 2000)
-    ratio, low, high = ratio_with_interval(part, whole, codes, weights)
+    ratio, low, high, p = ratio_with_interval(part, whole, codes, weights)
     assert low < 0.7 < high and ratio == pytest.approx(part.mean() / whole.mean()) and high - low < 0.1
     assert np.isnan(ratio_with_interval(part, whole - whole.mean(), codes, weights)).all()
-    assert ratio_with_interval(whole, whole, codes, weights) == pytest.approx((1.0, 1.0, 1.0))
+    assert p < 1e-6
+    assert ratio_with_interval(whole, whole, codes, weights)[:3] == pytest.approx((1.0, 1.0, 1.0))
+    unrelated = rng.standard_normal(40)
+    tested = t_test(unrelated, codes, weights)[0]
+    assert ratio_with_interval(unrelated, 50 + 0.1 * whole, codes, weights)[3] == pytest.approx(tested, rel=0.02)
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -180,3 +184,18 @@ def test_one_seed_gives_the_same_numbers():
     values, plain = measured(6, 0.3)
     again = [paired_effects(values, plain, values + 1, clusters=SPEAKERS) for _ in range(2)]
     assert again[0] == again[1]
+
+
+def test_a_ratio_of_nothing_is_seldom_taken_for_something():
+    """300 worlds: the part has mean 0 but both speakers of a pair shape it; at most the 99.9 % band around .05."""
+    partners = np.concatenate([np.roll(np.unique(SPEAKERS), 1 + k) for k in range(5)])
+    receivers = np.tile(np.unique(SPEAKERS), 5)
+    codes, others = (np.unique(x, return_inverse=True)[1] for x in (receivers, partners))
+    found = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        part = rng.standard_normal(8)[codes] + rng.standard_normal(8)[others] + 0.3 * rng.standard_normal(40)
+        whole = 5 + np.abs(rng.standard_normal(8))[codes] + 0.3 * rng.standard_normal(40)
+        weights = pair_weights(receivers, partners, 300, seed)
+        found += ratio_with_interval(part, whole, codes, weights)[3] <= 0.05
+    assert found <= binom.ppf(0.9995, 300, 0.05)

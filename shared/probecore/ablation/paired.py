@@ -105,21 +105,24 @@ def pair_weights(clusters: ArrayLike, partners: ArrayLike | None, n_resamples: i
 
 def ratio_with_interval(
     part: Floats, whole: Floats, codes: NDArray[np.int64], weights: Floats, *, level: float = 0.05
-) -> tuple[float, float, float]:
-    """Return mean(part) / mean(whole), low and high, over items (items,) that have both.
+) -> tuple[float, float, float, float]:
+    """Return mean(part) / mean(whole), low, high and p of a ratio of 0 (t), over items (items,) that have both.
 
-    NaN where the interval of mean(whole) holds 0: a share of nothing has no value.
+    NaN where the interval of mean(whole) holds 0: a share of nothing has no value. p is NaN where the ratio does not
+    vary. At a ratio of 0 this is the t test of mean(part) (delta method); elsewhere it has more power where the two
+    vary together, because items with more to gain gain more.
     """
     both = np.isfinite(part) & np.isfinite(whole)
     part, whole = np.where(both, part, np.nan), np.where(both, whole, np.nan)
     _, low, high = mean_with_interval(whole, codes, weights, level=level)
     if not low * high > 0:
-        return float("nan"), float("nan"), float("nan")
+        return float("nan"), float("nan"), float("nan"), float("nan")
     ratio = float(np.nanmean(part) / np.nanmean(whole))
     n_clusters = len(np.unique(codes[both]))
     error = bootstrap_error(weighted_means(part, weights) / weighted_means(whole, weights), np.array([n_clusters]))
     half = t_quantile(n_clusters - 1, level) * error
-    return ratio, ratio - half, ratio + half
+    p = t_p_value(ratio / error, n_clusters - 1) if error > 1e-12 else float("nan")
+    return ratio, ratio - half, ratio + half, p
 
 
 def mean_with_interval(

@@ -98,7 +98,7 @@ def test_swapping_everything_is_all_the_way(swapped):
 
 def test_the_codec_without_the_plant_carries_no_voice(cache):
     """Nothing of who speaks is in its codes: even the swap of all layers moves no voice, and no share is made up."""
-    rows = table(ablate(codec="embedded-flat", layers=["0", "1-2"], swap=True, cache=cache))
+    rows = table(ablate(codec="embedded-flat", layers=["0", "1-2"], swap=True, clips=4, cache=cache))
     voice = rows["swap", "1-2", "voice (nats)"]
     assert voice["moved"] is None and "does not move" in voice["moved_note"] and voice["p_value"] is None
     assert rows["swap", "0", "phones"]["moved_low"] > 0.9

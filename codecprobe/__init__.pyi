@@ -14,6 +14,8 @@ from .dynamics import code_timescales
 from .layer_ablation import ablate
 from .representation import Windows, cut_windows, represent
 from .speaker import speaker_probe
+from .talker import Talker, open_talker
+from .talker_lens import talker_lens
 from .tokenization import TokenizedCorpus, tokenize
 from .usage import codebook_usage
 
@@ -26,6 +28,7 @@ __all__ = [
     "Corpus",
     "Phone",
     "Problem",
+    "Talker",
     "TokenizedCorpus",
     "Windows",
     "ablate",
@@ -39,6 +42,7 @@ __all__ = [
     "load_tokenized",
     "open_codec",
     "open_corpus",
+    "open_talker",
     "read_audio",
     "read_folder",
     "read_librispeech",
@@ -47,6 +51,7 @@ __all__ = [
     "resample",
     "save_tokenized",
     "speaker_probe",
+    "talker_lens",
     "to_dataset",
     "tokenize",
 ]

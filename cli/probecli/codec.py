@@ -6,6 +6,7 @@ import click
 
 from probecli.codec_ablate import ablate
 from probecli.codec_compare import compare
+from probecli.codec_lens import lens
 from probecli.codec_measures import timescales, usage
 from probecli.group import ProbeGroup
 from probecli.options import CODEC_HELP, common, probing, speech
@@ -18,7 +19,7 @@ def main() -> None:
     """What each layer of a speech codec carries, and what happens when it is taken away."""
 
 
-for command in (usage, timescales, ablate, compare):
+for command in (usage, timescales, ablate, compare, lens):
     main.add_command(command)
 
 

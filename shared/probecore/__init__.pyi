@@ -27,6 +27,7 @@ from .geometry import (
     two_nn,
 )
 from .information import Information, counted_information, mutual_information
+from .lens import Lens, lens_divergence, logit_lens
 from .probes.controls import Selectivity, selectivity, with_baselines
 from .probes.description_length import DescriptionLength, description_length
 from .probes.design import Design
@@ -84,6 +85,7 @@ __all__ = [
     "InputError",
     "Label",
     "LeaceEraser",
+    "Lens",
     "LinearProbe",
     "LinearProbeRegressor",
     "MissingExtraError",
@@ -124,8 +126,10 @@ __all__ = [
     "item_folds",
     "leave_one_group_out",
     "leave_one_group_per_class_out",
+    "lens_divergence",
     "load_activations",
     "load_result",
+    "logit_lens",
     "max_t",
     "mcnemar_exact",
     "mutual_information",

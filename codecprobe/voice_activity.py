@@ -23,14 +23,18 @@ Mask = NDArray[np.bool_]
 
 def speech_frames(audio: Audio, n_frames: int, frame_rate_hz: float) -> Mask:
     """Return which of a clip's codec frames are speech, (n_frames,)."""
+    power = frame_power(audio, n_frames, frame_rate_hz)
+    speech: Mask = (power > 0) & (power >= power.max(initial=0.0) * 10 ** (-RANGE_DB / 10))
+    return speech
+
+
+def frame_power(audio: Audio, n_frames: int, frame_rate_hz: float) -> NDArray[np.float64]:
+    """Return the mean square of the samples of each codec frame, (n_frames,), 0 past the end of the audio."""
     edges = np.round(np.arange(n_frames + 1) * audio.sample_rate_hz / frame_rate_hz).astype(np.int64)
     edges = np.minimum(edges, len(audio.samples))
     energy = np.concatenate([[0.0], np.cumsum(np.square(audio.samples, dtype=np.float64))])
-    size = np.diff(edges)
-    power = np.diff(energy[edges]) / np.maximum(size, 1)
-    loudest = power.max(initial=0.0)
-    speech: Mask = (size > 0) & (power > 0) & (power >= loudest * 10 ** (-RANGE_DB / 10))
-    return speech
+    power: NDArray[np.float64] = np.diff(energy[edges]) / np.maximum(np.diff(edges), 1)
+    return power
 
 
 def activity_masks(

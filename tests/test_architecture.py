@@ -41,7 +41,18 @@ BACKWARDS = {("probecore.results", "probecore.report.text"), ("probecore.results
 # Where each backend comes to activations, and the analyses that start from them.
 HINGES = {"codecprobe": ("tokenization", "representation"), "lmprobe": ("models", "capture", "generate")}
 ANALYSES = {
-    "codecprobe": {"speaker", "content", "prosody", "usage", "dynamics", "layer_ablation", "talker", "claims"},
+    "codecprobe": {
+        "speaker",
+        "content",
+        "prosody",
+        "abx",
+        "targets",
+        "usage",
+        "dynamics",
+        "layer_ablation",
+        "talker",
+        "claims",
+    },
     "lmprobe": {"terrain", "potential", "refusal", "abliteration", "lens", "claims", "grokking", "separability"},
 }
 

@@ -8,6 +8,7 @@ from probecli.codec_ablate import ablate
 from probecli.codec_compare import compare
 from probecli.codec_lens import lens
 from probecli.codec_measures import timescales, usage
+from probecli.codec_probe import probe
 from probecli.group import ProbeGroup
 from probecli.options import CODEC_HELP, common, probing, speech
 from probecli.output import show
@@ -19,7 +20,7 @@ def main() -> None:
     """What each layer of a speech codec carries, and what happens when it is taken away."""
 
 
-for command in (usage, timescales, ablate, compare, lens):
+for command in (usage, timescales, ablate, compare, lens, probe):
     main.add_command(command)
 
 

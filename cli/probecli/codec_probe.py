@@ -1,0 +1,85 @@
+"""Probes of any target: the command probe of codecprobe."""
+
+from pathlib import Path
+
+import click
+
+from probecli.options import common, speech
+from probecli.output import show
+
+
+@click.command("probe")
+@click.option(
+    "--target",
+    required=True,
+    metavar="NAME",
+    help="phone, text, f0, f0-normalised, energy, energy-normalised, sex, session, or a label column of the corpus.",
+)
+@speech
+@click.option(
+    "--window",
+    "window_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds of each clip that are probed for a label of clips; shorter clips are left out and named.",
+)
+@click.option(
+    "--lag",
+    type=click.IntRange(min=-10, max=10),
+    help="For phones: frames by which codes come later than sound (default: chosen on development clips).",
+)
+@click.option(
+    "--permutations",
+    type=click.IntRange(min=19),
+    default=199,
+    show_default=True,
+    help="Exchanges of labels or curves behind the p-value; for phones, circular shifts inside clips.",
+)
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="Resamples with refits behind each interval of a clip label. 0: no interval.",
+)
+@common
+def probe(
+    target: str,
+    corpus: str,
+    codec: str,
+    speakers: int | None,
+    clips: int | None,
+    window_s: float,
+    lag: int | None,
+    permutations: int,
+    bootstrap: int,
+    seed: int,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """What else each layer carries: phones, pitch, level, text, sex, session.
+
+    One row per layer, kind of features and metric, with interval, chance and p. Labels of clips are probed on windows
+    with what carries them left out (speakers for sex); phones, pitch and level frame by frame on speakers that the
+    probe has not heard, against labels that were moved away from their frames; phones also as information and ABX.
+    """
+    from codecprobe.targets import probe_target
+
+    result = probe_target(
+        target,
+        corpus,
+        codec,
+        speakers=speakers,
+        clips=clips,
+        window_s=window_s,
+        lag=lag,
+        n_permutations=permutations,
+        n_bootstrap=bootstrap,
+        seed=seed,
+        device=device,
+        quiet=quiet,
+    )
+    show(result, out=out, as_json=as_json, quiet=quiet)

@@ -15,7 +15,7 @@ from .layer_ablation import ablate
 from .representation import Windows, cut_windows, represent
 from .speaker import speaker_probe
 from .talker import Talker, open_talker
-from .talker_lens import talker_lens
+from .talker_lens import style_lens
 from .tokenization import TokenizedCorpus, tokenize
 from .usage import codebook_usage
 
@@ -51,7 +51,7 @@ __all__ = [
     "resample",
     "save_tokenized",
     "speaker_probe",
-    "talker_lens",
+    "style_lens",
     "to_dataset",
     "tokenize",
 ]

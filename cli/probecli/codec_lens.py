@@ -67,9 +67,9 @@ def lens(
     of a neutral instruction does. One row per stack and layer, with an interval over texts and a p over instructions;
     then where the effect peaks. Models that drop instructions (0.6B, Base) are refused.
     """
-    from codecprobe.talker_lens import talker_lens
+    from codecprobe.talker_lens import style_lens
 
-    result = talker_lens(
+    result = style_lens(
         model,
         styles,
         neutral=neutrals,

@@ -7,10 +7,9 @@ import pytest
 from click.testing import CliRunner
 from tiny_talker import build_tiny_talker, plant_style
 
-from codecprobe import talker_lens as lens_module
 from codecprobe.instructions import NEUTRALS, TEXTS
 from codecprobe.talker import open_talker
-from codecprobe.talker_lens import talker_lens
+from codecprobe.talker_lens import RESOLUTION, _resolved, style_lens
 from probecli.codec_lens import lens
 from probecore.errors import DesignError, InputError
 from probecore.report.html import load_result
@@ -43,7 +42,7 @@ def middle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(middle):
-    return talker_lens(middle, LOUD, texts=SPOKEN, max_frames=10)
+    return style_lens(middle, LOUD, texts=SPOKEN, max_frames=10)
 
 
 def test_a_style_planted_in_the_middle_peaks_there(found):
@@ -62,7 +61,7 @@ def test_a_style_planted_in_the_middle_peaks_there(found):
 @pytest.mark.parametrize("block", [0, 5])
 def test_a_style_planted_first_or_last_is_found_there(tmp_path, block):
     """Nothing erases: the effect stays, so the first of the equal layers is the peak. Same for the code predictor."""
-    result = talker_lens(planted(tmp_path / "edge", block=block, predictor=1), LOUD, texts=SPOKEN, max_frames=6)
+    result = style_lens(planted(tmp_path / "edge", block=block, predictor=1), LOUD, texts=SPOKEN, max_frames=6)
     assert one(result, "talker", "peak of the effect")["value"] == block + 1
     assert one(result, "talker", "steepest rise")["value"] == block + 1
     rise = values(result, "talker", "rise of the effect")
@@ -73,7 +72,7 @@ def test_a_style_planted_first_or_last_is_found_there(tmp_path, block):
 
 def test_the_same_words_without_the_plant_are_no_style(middle):
     """In small letters the instruction is one more neutral one: no layer is called, and the note says so."""
-    result = talker_lens(middle, QUIET, texts=SPOKEN, max_frames=10)
+    result = style_lens(middle, QUIET, texts=SPOKEN, max_frames=10)
     assert min(p for p in values(result, "talker", key="p_adjusted") if p is not None) > 0.05
     rises = [note for note in result.notes if note.startswith("talker: no layer tells the style")]
     assert len(rises) == (one(result, "talker", "peak of the effect")["value"] is not None)
@@ -111,8 +110,8 @@ def test_the_maps_average_to_the_rows(found):
 def test_rounding_is_no_effect(middle):
     """Prompts of other lengths round differently: 1e-12 nats before the planted layer count as 0, not as p = .04."""
     raw = np.full((1, 3, 3, 2), 1e-10)
-    assert (lens_module._resolved(raw) == 0).all()
-    assert (lens_module._resolved(raw + lens_module.RESOLUTION) > 0).all()
+    assert (_resolved(raw) == 0).all()
+    assert (_resolved(raw + RESOLUTION) > 0).all()
     codes = middle.generate(SPOKEN[0], NEUTRALS[0], max_frames=5)
     runs = [middle.states(middle.prompt(SPOKEN[0], one), codes) for one in (LOUD, QUIET)]
     gap = (runs[0].talker[2] - runs[1].talker[2]).abs().max()
@@ -123,7 +122,7 @@ def test_the_order_of_neutrals_and_of_texts_changes_nothing(middle, found):
     """Up to float64 sums, as long as the frames are spoken under the same one."""
     rng = generator(0, "order")
     neutrals = [NEUTRALS[0], *rng.permutation(NEUTRALS[1:]).tolist()]
-    again = talker_lens(middle, LOUD, neutral=neutrals, texts=SPOKEN[::-1], max_frames=10)
+    again = style_lens(middle, LOUD, neutral=neutrals, texts=SPOKEN[::-1], max_frames=10)
     for metric in ("style effect", "rise of the effect"):
         np.testing.assert_allclose(values(again, "talker", metric), values(found, "talker", metric), atol=1e-9)
         assert values(again, "talker", metric, "p_adjusted") == values(found, "talker", metric, "p_adjusted")
@@ -155,7 +154,7 @@ def test_the_command_prints_json_and_writes_a_report(tmp_path):
 
 
 def test_one_text_has_no_interval_and_says_so(middle):
-    result = talker_lens(middle, LOUD, texts=SPOKEN[:1], neutral=NEUTRALS[:4], max_frames=4)
+    result = style_lens(middle, LOUD, texts=SPOKEN[:1], neutral=NEUTRALS[:4], max_frames=4)
     row = [row for row in result.rows if row["metric"] == "style effect"][3]
     assert row["ci_low"] is None and "at least 2 texts" in row["ci_note"]
 
@@ -164,10 +163,10 @@ def test_a_model_that_drops_instructions_is_refused_before_it_is_loaded(tmp_path
     small = build_tiny_talker(tmp_path / "small", kind="custom_voice", size="0b6")
     (small / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(DesignError, match=r"small: the released code drops the instruction of a 0\.6B CustomVoice"):
-        talker_lens(small, LOUD)
+        style_lens(small, LOUD)
     base = build_tiny_talker(tmp_path / "base", kind="base")
     with pytest.raises(DesignError, match=r"takes no instruction.*give a 1\.7B CustomVoice or VoiceDesign model"):
-        talker_lens(base, LOUD)
+        style_lens(base, LOUD)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +183,12 @@ def test_a_model_that_drops_instructions_is_refused_before_it_is_loaded(tmp_path
 )
 def test_what_cannot_be_asked_is_refused(settings, error, message):
     with pytest.raises(error, match=message):
-        talker_lens(**({"model": None, "style": "Whisper."} | settings))
+        style_lens(**({"model": None, "style": "Whisper."} | settings))
+
+
+def test_the_front_door_is_the_function_whatever_was_imported_before():
+    """A name that is also a module's would be the module as soon as anyone has imported that."""
+    import codecprobe
+    import codecprobe.talker_lens
+
+    assert codecprobe.style_lens is style_lens

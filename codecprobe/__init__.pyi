@@ -1,4 +1,5 @@
 from .audio import band_edge_hz, read_audio, resample
+from .claims import reproduce_notes
 from .codecs.codec import CodecInfo, Codes
 from .codecs.conformance import Conformance, check_codec
 from .codecs.registry import open_codec
@@ -14,6 +15,7 @@ from .dynamics import code_timescales
 from .layer_ablation import ablate
 from .representation import Windows, cut_windows, represent
 from .speaker import speaker_probe
+from .targets import probe_target
 from .talker import Talker, open_talker
 from .talker_lens import style_lens
 from .tokenization import TokenizedCorpus, tokenize
@@ -43,11 +45,13 @@ __all__ = [
     "open_codec",
     "open_corpus",
     "open_talker",
+    "probe_target",
     "read_audio",
     "read_folder",
     "read_librispeech",
     "read_manifest",
     "represent",
+    "reproduce_notes",
     "resample",
     "save_tokenized",
     "speaker_probe",

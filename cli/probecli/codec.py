@@ -9,6 +9,7 @@ from probecli.codec_compare import compare
 from probecli.codec_lens import lens
 from probecli.codec_measures import timescales, usage
 from probecli.codec_probe import probe
+from probecli.codec_reproduce import reproduce
 from probecli.group import ProbeGroup
 from probecli.options import CODEC_HELP, common, probing, speech
 from probecli.output import show
@@ -20,7 +21,7 @@ def main() -> None:
     """What each layer of a speech codec carries, and what happens when it is taken away."""
 
 
-for command in (usage, timescales, ablate, compare, lens, probe):
+for command in (usage, timescales, ablate, compare, lens, probe, reproduce):
     main.add_command(command)
 
 

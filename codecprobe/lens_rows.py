@@ -73,7 +73,10 @@ def by_code(stack: str, divergences: Sequence[Floats], n_styles: int) -> list[Ro
     mean = np.mean([_effect(one.mean(axis=3), n_styles) for one in divergences], axis=0)
     first = 0 if stack == "talker" else 1
     return [
-        {"stack": stack, "layer": layer, "code": first + code, "effect": mean[layer, code]}
+        {
+            **{"stack": stack, "layer": layer, "code": first + code, "effect": mean[layer, code]},
+            "effect_millinats": 1000 * mean[layer, code],
+        }
         for layer in range(mean.shape[0])
         for code in range(mean.shape[1])
     ]
@@ -159,8 +162,11 @@ def figures(model: str) -> tuple[Figure, ...]:
         ),
         Figure(
             "style-by-code", "heatmap", "predictor codes", "Style effect by layer and code, code predictor",
-            "Mean over frames and texts (nats): which of the codes 1 to 15 the instruction changes.",
-            {"x": "code", "y": "layer", "value": "effect", "x_title": "Code", "value_title": "Nats", "middle": 0},
+            "Mean over frames and texts (thousandths of a nat): which of the codes 1 to 15 the instruction changes.",
+            {
+                "x": "code", "y": "layer", "value": "effect_millinats", "x_title": "Code",
+                "value_title": "Millinats", "middle": 0,
+            },
         ),
         Figure(
             "lens-by-layer", "layer_profile", "lens", f"What the layers say, {model}",

@@ -15,9 +15,9 @@ from .dynamics import code_timescales
 from .layer_ablation import ablate
 from .representation import Windows, cut_windows, represent
 from .speaker import speaker_probe
-from .targets import probe_target
 from .talker import Talker, open_talker
 from .talker_lens import style_lens
+from .targets import probe_target
 from .tokenization import TokenizedCorpus, tokenize
 from .usage import codebook_usage
 

@@ -93,7 +93,13 @@ def lens_evidence(rows: Sequence[Row], n_layers: int) -> dict[str, Evidence]:
     top = effects[int(peak["value"])]
     said = f"peak at layer {int(peak['value'])} of {n_layers}: {top['value']:.3g} nats"
     found = {"lens-peak": _peak(peak, n_layers, said)}
-    early = [effects[layer] for layer in range(1, n_layers // 3 + 1)]
+    last_early = n_layers // 3
+    early = [effects[layer] for layer in range(1, last_early + 1)]
+    if peak["ci_high"] is not None and peak["ci_high"] <= last_early:
+        note = "1 where the peak itself lies early"
+        return found | {
+            "lens-early": Evidence(1.0, 1.0, 1.0, p_note=note, detail=said, unit="share of the peak", **sizes)
+        }
     ends = [(row["ci_low"], row["value"], row["ci_high"]) for row in early]
     if not early or top["ci_low"] is None or top["ci_low"] <= 0 or any(None in each for each in ends):
         reason = "there is no early layer" if not early else "the size of the peak has no interval above 0"

@@ -236,6 +236,12 @@ def test_early_layers_are_read_against_a_quarter_of_the_peak(early: float, found
     assert verdict(lens_evidence(lens_rows(16, early=early), 28), "lens-early") == found
 
 
+def test_a_peak_that_lies_early_is_all_of_the_effect() -> None:
+    found = lens_evidence(lens_rows(5), 28)
+    assert found["lens-early"].value == 1
+    assert verdict(found, "lens-early") == verdict(found, "lens-peak") == CONTRADICTED
+
+
 def test_a_lens_without_an_effect_decides_nothing() -> None:
     for p in (0.2, None):
         found = lens_evidence(lens_rows(16, p=p), 28)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codecprobe.codecs import qwen3_talker_compat as compat
-from codecprobe.codecs.qwen3_tts import exact_float32
+from codecprobe.codecs.precision import exact_float32
 from codecprobe.talker_files import folder_of, why_deaf
 from probecore.devices import device_of
 from probecore.errors import DesignError, InputError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codecprobe.codecs import qwen3_compat
-from codecprobe.codecs.qwen3_tts import exact_float32
+from codecprobe.codecs.precision import exact_float32
 from probecore.errors import CertificateError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from codecprobe.codecs.checkpoint import array_of
 from codecprobe.codecs.codec import Waveform
-from codecprobe.codecs.qwen3_tts import exact_float32
+from codecprobe.codecs.precision import exact_float32
 from codecprobe.codecs.residual import ResidualCodec, gap_to_nearest
 
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from codecprobe.codecs.checkpoint import array_of
 from codecprobe.codecs.codec import Waveform
+from codecprobe.codecs.precision import exact_float32
 from codecprobe.codecs.qwen3_compat import rope_frequencies
-from codecprobe.codecs.qwen3_tts import exact_float32
 from codecprobe.codecs.residual import ResidualCodec
 from probecore.errors import CertificateError
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from codecprobe.codecs import qwen3_compat as compat
+from codecprobe.codecs.precision import exact_float32
 from probecore.errors import CertificateError
 from probecore.seeds import generator
 
@@ -35,8 +36,6 @@ def certify(codec: "Qwen3TTSCodec") -> dict[str, Any]:
     one_call = codec._encode_batch([short, long])[0]
     stock = torch.tensor(codes[None], device=codec.device)
     latent, terms = codec.latent(codes), codec.layer_embeddings(codes)
-    from codecprobe.codecs.qwen3_tts import exact_float32
-
     with exact_float32(codec.device):
         released = codec.model.decode(stock, return_dict=True).audio_values[0].cpu().numpy()
     sum_error = float(np.abs(terms.sum(axis=0) - latent).max() / np.abs(terms).sum(axis=0).max())

@@ -17,9 +17,8 @@ batches, and the certificate says how many codes agreed.
 Source: qwen-tts 0.1.1 (modeling_qwen3_tts_tokenizer_v2.py), transformers 4.57.3 (modeling_mimi.py).
 """
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from codecprobe.codecs import qwen3_compat as compat
 from codecprobe.codecs.codec import CodecInfo, Codes, Waveform, check_codes, check_waveform
+from codecprobe.codecs.precision import exact_float32
 from probecore.devices import device_of
 from probecore.errors import CertificateError, InputError
 from probecore.provenance import digest, versions
@@ -254,19 +254,6 @@ class Qwen3TTSCodec:
         n_semantic = quantizer.n_q_semantic
         group, i = (quantizer.rvq_first, layer) if layer < n_semantic else (quantizer.rvq_rest, layer - n_semantic)
         return group, group.vq.layers[i]
-
-
-@contextlib.contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Compute in true float32, without gradients: no autocast, no TF32, no reduced matrix products on any device."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    try:
-        with torch.inference_mode(), cudnn, torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def _info(tokenizer: Any, source: str, weights_hash: str) -> CodecInfo:  # noqa: ANN401

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from codecprobe.codecs.checkpoint import array_of, load_model, weights_hash
 from codecprobe.codecs.codec import CodecInfo, Codes, Waveform, check_codes, check_waveform
-from codecprobe.codecs.qwen3_tts import exact_float32
+from codecprobe.codecs.precision import exact_float32
 from probecore.devices import device_of
 from probecore.errors import CertificateError, InputError
 from probecore.provenance import versions

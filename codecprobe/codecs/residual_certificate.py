@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from codecprobe.codecs.checkpoint import array_of
 from codecprobe.codecs.codec import Waveform
-from codecprobe.codecs.qwen3_tts import exact_float32
+from codecprobe.codecs.precision import exact_float32
 from probecore.errors import CertificateError
 from probecore.seeds import generator
 

@@ -14,8 +14,9 @@ from tiny_qwen import ENTRIES, HOP, RATE_HZ, build_tiny_qwen, voice
 from codecprobe.codecs import qwen3_compat as compat
 from codecprobe.codecs import qwen3_tts
 from codecprobe.codecs.codec import Codec, Codes
+from codecprobe.codecs.precision import exact_float32
 from codecprobe.codecs.qwen3_certificate import recomputed_codes
-from codecprobe.codecs.qwen3_tts import Qwen3TTSCodec, exact_float32, open_qwen3_tts
+from codecprobe.codecs.qwen3_tts import Qwen3TTSCodec, open_qwen3_tts
 from probecore.errors import CertificateError, InputError
 from probecore.seeds import generator
 

@@ -15,7 +15,7 @@ from tiny_qwen import ENTRIES
 from tiny_talker import build_tiny_talker
 
 from codecprobe.codecs import qwen3_talker_compat as compat
-from codecprobe.codecs.qwen3_tts import exact_float32
+from codecprobe.codecs.precision import exact_float32
 from codecprobe.talker import open_talker
 from codecprobe.talker_certificate import certify
 from codecprobe.talker_files import folder_of, why_deaf

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from codecprobe import embedded_corpus, open_codec, probe_target, tokenize
 from codecprobe.clip_labels import clip_label
-from codecprobe.content import LAGS, lag_curve
+from codecprobe.content import LAGS, lag_curve, read_phones
 from codecprobe.content import _truth as phone_truth
 from codecprobe.targets import COLUMNS
 from probecli.codec import main
@@ -151,6 +151,27 @@ def test_a_number_is_regressed_on(corpus):
     result = probe_target("pitch", replace(corpus, clips=clips), n_permutations=19, n_bootstrap=0)
     values = {row["layer"]: row["value"] for row in rows_of(result, "R2", "embedding")}
     assert values["layer 1"] > 0.5 > values["layer 0"]
+
+
+def test_a_dead_layer_and_two_speakers(corpus):
+    """A layer of one code tells nothing by any measure (accuracy is the share of the commonest phone); two speakers
+    have no interval and ABX no p, and say so; one speaker cannot be left out."""
+    tokenized = tokenize(corpus, open_codec("embedded"), cache=ArrayCache(cache_dir() / "codes"), quiet=True)
+    dead = replace(tokenized, codes=tuple(np.where(np.arange(8) == 2, 5, codes) for codes in tokenized.codes))
+    options = {"lag": 0, "n_shifts": 19, "seed": 0, "device": "cpu", "quiet": True}
+    rows = {
+        (r["metric"], r["features"]): r
+        for r in read_phones(dead, open_codec("embedded"), **options).rows
+        if r["layer"] == "layer 2"
+    }
+    assert rows["PNMI", "code"]["value"] == pytest.approx(0, abs=1e-12) and rows["PNMI", "code"]["p_value"] == 1
+    assert rows["accuracy", "embedding"]["value"] < 0.2 and rows["ABX error across", "code"]["value"] == 0.5
+    assert rows["ABX error across", "code"]["p_value"] is None and rows["ABX error across", "code"]["p_note"]
+    few = probe_target("phone", embedded_corpus(speakers=2, sessions=1, clips=2), n_permutations=19)
+    assert all(row["ci_low"] is None for row in few.rows)
+    assert all("fewer than 3" in row["p_note"] for row in few.rows if row["metric"].startswith("ABX"))
+    with pytest.raises(InputError, match="at least 2 of them"):
+        probe_target("phone", embedded_corpus(speakers=1, sessions=1, clips=2), n_permutations=19)
 
 
 def test_what_cannot_be_probed_is_refused(corpus):

@@ -219,7 +219,7 @@ def _figures(target: str, codec: str, reading: _Reading) -> tuple[Figure, ...]:
     figures = [
         Figure(
             f"{target}-by-layer", "layer_profile", "profile", f"{target} by layer, codec {codec}",
-            f"Cross-validated {y_title} on {held_out}, with 95 % intervals over speakers; dashed: chance, the mean over "
+            f"Cross-validated {y_title} on {held_out}, with 95 % intervals over speakers; dashed: chance, mean over "
             f"{'phones turned inside clips' if target == 'phone' else 'exchanges of labels'}.",
             {"y": "value", "series": "features", "y_title": f"{target}: {y_title}"},
         )

@@ -144,6 +144,10 @@ def test_interval_of_a_perfect_share_does_not_claim_certainty():
     assert low == pytest.approx(0.025**0.1) and high == 1.0
     low, high = share_interval(0.0, 0.0, 9, 50, 10)
     assert low == 0.0 and high == pytest.approx(1 - 0.025**0.1)
+    low, high = share_interval(1.0, 0.05, 9, 180, 10, measured_at=0.99)  # a few resamples fall far below
+    assert low == pytest.approx(0.025**0.1) and high == 1.0
+    low, high = share_interval(0.98, 0.05, 9, 180, 10, measured_at=0.99)
+    assert 0.75 < low < 0.98 - 2 * 0.05 and 0.98 < high < 1
     low, high = share_interval(0.7, 0.1, 9, 50, 10)
     assert low < 0.7 < high and high - 0.7 < 0.7 - low + 0.1
     assert np.isnan(share_interval(0.7, float("nan"), 9, 50, 10)).all()

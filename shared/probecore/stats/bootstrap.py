@@ -96,7 +96,8 @@ def share_interval(
     """Return the interval of a share: logit(p) +- t SE / (m (1 - m)) in logits, p and m inside [.5/n, 1 - .5/n].
 
     measured_at : mean m of the resamples that gave the error, by default the share: the error is turned into logits
-    where it was measured, otherwise a share near 1 with resamples well below it would get an absurdly long interval.
+    where it was measured, and no nearer to 0 or 1 than the error itself: otherwise a share near 1 of which a few
+    resamples fall well below would get an absurdly long interval.
 
     A share of exactly 0 or 1 reaches at least the exact binomial bound of its clusters (Clopper & Pearson), as if each
     were one trial: resamples that are all perfect have no spread to measure.
@@ -104,7 +105,8 @@ def share_interval(
     if not np.isfinite(error):
         return float("nan"), float("nan")
     ends = 0.5 / n_items, 1 - 0.5 / n_items
-    p, m = float(np.clip(share, *ends)), float(np.clip(share if measured_at is None else measured_at, *ends))
+    p, nearest = float(np.clip(share, *ends)), max(ends[0], min(error, 0.5))
+    m = float(np.clip(share if measured_at is None else measured_at, nearest, 1 - nearest))
     centre, half = np.log(p / (1 - p)), t_quantile(freedom, level) * error / (m * (1 - m))
     low, high = (float(1 / (1 + np.exp(-value))) for value in (max(centre - half, -700.0), min(centre + half, 700.0)))
     bound = (level / 2) ** (1 / n_clusters)

@@ -57,7 +57,7 @@ def describe(provenance: Mapping[str, Any]) -> str:
     parts += [str(provenance["device"])] if provenance.get("device") else []
     parts += [f"{name} {version}" for name, version in provenance.get("versions", {}).items()]
     for name, fact in provenance.items():
-        if name not in ("command", "seed", "device", "versions"):
+        if name not in ("command", "seed", "device", "versions", "problems"):  # problems stand in the notes
             parts += _fact(name.replace("_", " "), fact)
     return f"Made by: {'; '.join(parts)}." if parts else ""
 

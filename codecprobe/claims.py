@@ -128,7 +128,7 @@ def reproduce_notes(
             command="codecprobe reproduce qwen3-tts-notes",
             settings={"speakers": speakers, "clips": clips, "window_s": window_s, "permutations": n_permutations,
                       "bootstrap": n_bootstrap, "edit": EDIT, "asr": asr, "speaker_model": speaker_model,
-                      "model": None if model is None else Path(model).name, "style": style},
+                      "model": None if model is None else Path(model).name, "style": None if model is None else style},
             **facts_of(tokenized),
         ),
         tables={

@@ -151,4 +151,6 @@ def _undecided(rule: Rule, low: float, high: float) -> str:
     held = sorted(border for border in borders if math.isfinite(border) and low <= border <= high)
     if held:
         return f"the interval holds {' and '.join(f'{border:g}' for border in held)}: both are possible"
+    if rule.negligible is not None:
+        return f"a random change of that size harms more, and the loss itself is not surely below {rule.negligible:g}"
     return "the interval lies between where the claim holds and where it fails"

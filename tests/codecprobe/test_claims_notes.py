@@ -37,11 +37,13 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory):
-    """One default run of the command: JSON on stdout and the report folder."""
+    """One default run of the command, with fewer studies of power: JSON on stdout and the report folder."""
     folder = tmp_path_factory.mktemp("notes")
-    done = CliRunner().invoke(
-        reproduce, ["qwen3-tts-notes", "--json", "--quiet", "--out", str(folder)], catch_exceptions=False
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "design_power", partial(design_power, n_studies=8))
+        done = CliRunner().invoke(
+            reproduce, ["qwen3-tts-notes", "--json", "--quiet", "--out", str(folder)], catch_exceptions=False
+        )
     assert done.exit_code == 0
     return json.loads(done.stdout), folder
 
@@ -113,6 +115,7 @@ def test_four_speakers_are_not_compared_with_ten(tmp_path: Path, few_studies: No
     assert SUPPORTED not in {rows[key]["verdict"] for key in ("speaker-1", "ablation-1-2-voice", "reading-1-2")}
 
 
+@pytest.mark.transformers
 def test_real_speech_through_a_tokenizer_folder(librispeech: Path, tmp_path: Path, few_studies: None) -> None:
     """The real classes with random weights: every claim has a row and an honest verdict, and nothing warns."""
     from tiny_qwen import build_tiny_qwen

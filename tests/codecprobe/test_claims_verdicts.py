@@ -71,7 +71,8 @@ def test_above_chance_is_contradicted_by_an_interval_below_what_matters_only() -
 
 def test_a_random_change_that_harms_more_contradicts_nothing() -> None:
     worse = {"value": -0.4, "low": -0.5, "high": -0.3, "p_value": 0.001}
-    assert judge(LOST, Evidence(**worse, plain_high=0.6))[0] == NOT_DECIDED
+    verdict, why = judge(LOST, Evidence(**worse, plain_high=0.6))
+    assert verdict == NOT_DECIDED and "a random change of that size harms more" in why
     assert judge(LOST, Evidence(**worse))[0] == NOT_DECIDED
     assert judge(LOST, Evidence(**worse, plain_high=0.09))[0] == CONTRADICTED
 

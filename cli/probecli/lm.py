@@ -9,6 +9,7 @@ from probecli.group import ProbeGroup
 from probecli.namesake import refuse_namesake
 from probecli.options import common
 from probecli.output import show
+from probecore.errors import ProbeError
 
 MODEL_HELP = "A hub name or a folder as save_pretrained writes it; give it more than once to set models side by side."
 PROMPTS_HELP = (
@@ -24,7 +25,7 @@ class NamesakeGroup(ProbeGroup):
         """Run the chosen command, or refuse."""
         try:
             refuse_namesake()
-        except Exception as error:
+        except ProbeError as error:
             raise click.ClickException(str(error)) from error
         return super().invoke(ctx)
 

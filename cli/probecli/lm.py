@@ -9,7 +9,6 @@ from probecli.group import ProbeGroup
 from probecli.namesake import refuse_namesake
 from probecli.options import common
 from probecli.output import show
-from probecore.errors import ProbeError
 
 MODEL_HELP = "A hub name or a folder as save_pretrained writes it; give it more than once to set models side by side."
 PROMPTS_HELP = (
@@ -18,22 +17,11 @@ PROMPTS_HELP = (
 )
 
 
-class NamesakeGroup(ProbeGroup):
-    """A group that first makes sure that `lmprobe` is the one of this project."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the chosen command, or refuse."""
-        try:
-            refuse_namesake()
-        except ProbeError as error:
-            raise click.ClickException(str(error)) from error
-        return super().invoke(ctx)
-
-
-@click.group(cls=NamesakeGroup)
+@click.group(cls=ProbeGroup)
 @click.version_option(package_name="codecprobe")
 def main() -> None:
     """What each layer of a language model carries, and what happens when it is taken away."""
+    refuse_namesake()
 
 
 @main.command()

@@ -27,7 +27,7 @@ from codecprobe.layer_sets import LayerSet, default_sets, name_of, parse_all
 from codecprobe.probe_ablation import probe_ablation
 from codecprobe.representation import Windows, cut_windows
 from codecprobe.scorers import MEASURES, Listener
-from codecprobe.speaker import testable
+from codecprobe.speaker import testable, why_unfit
 from codecprobe.speech_models import SpeakerModel, Transcriber
 from codecprobe.tokenization import describe, facts_of, tokenize
 from probecore.devices import device_of
@@ -239,14 +239,7 @@ def _swap(
 def _refusal(clip: Clip, window_s: float, known: dict[str, str]) -> str:
     """Return why a clip cannot be used, "" when it can; `known` remembers, so that a clip is read once."""
     if clip.clip_id not in known:
-        try:
-            audio = clip.read()
-        except (InputError, OSError) as error:
-            known[clip.clip_id] = str(error)
-        else:
-            seconds = len(audio.samples) / audio.sample_rate_hz
-            short = f"{seconds:.2f} s are shorter than the window of {window_s:g} s"
-            known[clip.clip_id] = short if seconds < window_s else ""
+        known[clip.clip_id] = why_unfit(clip, window_s)
     return known[clip.clip_id]
 
 

@@ -130,9 +130,6 @@ def style_lens(
     )
 
 
-talker_lens = style_lens  # a front door cannot offer this name: it is the module's
-
-
 def measure(talker: Talker, runs: Sequence[TalkerStates], own: TalkerStates) -> tuple[StackMeasures, StackMeasures]:
     """Return the divergences of the runs and the lens of `own`, of the talker (codes axis of 1) and the predictor."""
     allowed = talker.allowed(len(own.talker[0]))

@@ -28,7 +28,7 @@ def certify(model: nn.Module, sites: Sites, pad_id: int = 0) -> Certificate:
 
     Raises `CertificateError` when a forward pass of the probe fails.
     """
-    rows = _probe_rows(model)
+    rows = probe_rows(model)
     try:
         return _certify(model, sites, rows, pad_id)
     except (RuntimeError, IndexError, KeyError, AttributeError, TypeError, ValueError) as error:
@@ -190,7 +190,7 @@ def _check_read_out(model: nn.Module, sites: Sites, seen: _Seen, cached: bool) -
     # through the flattened state and back, because that is what one reads and hands in
     raw = residual_of(rows_of(seen.outputs[-1]), _copies(seen.outputs[-1]))
     try:
-        again = tail_replay(model, sites, seen.returns, raw, token=_probe_rows(model)[0][0], cached=cached)
+        again = tail_replay(model, sites, seen.returns, raw, token=probe_rows(model)[0][0], cached=cached)
     except (RuntimeError, IndexError, KeyError, AttributeError, TypeError, ValueError) as error:
         return Check("read-out", False, note=f"{type(error).__name__}: {str(error)[:80]}")
     if again.shape != seen.logits.shape:
@@ -262,7 +262,7 @@ def _states(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, cached
     return [kept[i] for i in range(len(sites.layers))]
 
 
-def _probe_rows(model: Any) -> list[list[int]]:  # noqa: ANN401
+def probe_rows(model: Any) -> list[list[int]]:  # noqa: ANN401
     """Return a short and a long row of token ids, spread over the vocabulary, all different."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     spread = np.linspace(0.15, 0.85, SHORT + LONG) * vocabulary

@@ -8,11 +8,11 @@ clips for both layers, never from two intervals.
 from collections.abc import Mapping, Sequence
 
 from codecprobe.ablation_bench import FLOOR
-from codecprobe.notes_claims import MARGIN, NOTES_SPEAKERS, TALKER_LAYERS
+from codecprobe.notes_claims import FLIPPED, MARGIN, NOTES_SPEAKERS, OF_A_HALF, TALKER_LAYERS
 from codecprobe.probe_ablation import LOSES
-from codecprobe.verdicts import FLIPPED, LEVEL, OF_A_HALF, Evidence
 from probecore.probes.result import ProbeResult
 from probecore.results import Result, Row
+from probecore.verdicts import LEVEL, Evidence
 
 BY_T = "p of no difference, t over resampled speakers"
 NO_INTERVAL = "the design gives no interval over speakers"

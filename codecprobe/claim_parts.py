@@ -3,7 +3,6 @@
 Conventions. A part whose design is refused, or whose input was not given, has no evidence and says why.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,8 @@ from codecprobe.representation import cut_windows, represent
 from codecprobe.speaker import Settings, probe_family, speaker_probe, testable
 from codecprobe.tokenization import TokenizedCorpus
 from codecprobe.usage import codebook_usage
-from codecprobe.verdicts import Evidence
 from codecprobe.voice_activity import activity_masks
-from probecore.errors import DesignError
-from probecore.results import Result
+from probecore.claims import Part
 from probecore.store import ArrayCache
 from probecore.validation import codes_of
 
@@ -54,15 +51,6 @@ class Run:
     def later(self) -> tuple[int, ...]:
         """Layers from 3 on."""
         return tuple(range(FIRST_LATER, self.codec.info.n_layers))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part: its full result (None where it was refused) and evidence by claim; `reason` says why there is none."""
-
-    result: Result | None = None
-    evidence: Mapping[str, Evidence] | None = None
-    reason: str = ""
 
 
 def speaker_part(run: Run) -> Part:
@@ -122,14 +110,6 @@ def lens_part(run: Run, model: str | Path | None, style: str) -> Part:
     result = style_lens(model, style, seed=run.seed, device=run.device, quiet=run.quiet)
     layers = [row["layer"] for row in result.rows if row["stack"] == "talker" and row["layer"] is not None]
     return Part(result, lens_evidence(result.rows, max(layers)))
-
-
-def part_of(measure: Callable[[Run], Part], run: Run) -> Part:
-    """Run one part; a refused design becomes its reason."""
-    try:
-        return measure(run)
-    except DesignError as error:
-        return Part(reason=str(error))
 
 
 def _sets(run: Run) -> tuple[str, ...]:

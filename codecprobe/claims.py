@@ -1,20 +1,17 @@
 """`codecprobe reproduce qwen3-tts-notes`: every claim of the notes as a row with estimate, interval and verdict.
 
-Conventions. `notes_claims` lists the claims and their rules, `verdicts` says what a rule does, `claim_parts` runs the
-analyses. All parts hear the same clips. A part whose design is refused, or whose input was not given,
-leaves its claims undecided with that reason; no claim is ever dropped.
+Conventions. `notes_claims` lists the claims and their rules, `claim_parts` runs the analyses, the core judges. All
+parts hear the same clips. A part whose design is refused, or whose input was not given, leaves its claims undecided
+with that reason; no claim is ever dropped.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from codecprobe.claim_parts import (
     EDIT,
-    Part,
     Run,
     ablation_part,
     lens_part,
-    part_of,
     speaker_part,
     swap_part,
     timescales_part,
@@ -35,20 +32,17 @@ from codecprobe.notes_claims import (
     STYLE,
     SWAP,
     USAGE,
-    Claim,
 )
 from codecprobe.power import ACCURACIES, Power, design_power
 from codecprobe.representation import cut_windows
 from codecprobe.speaker import testable, why_unfit
 from codecprobe.tokenization import describe, facts_of, tokenize
-from codecprobe.verdicts import Evidence, judge
+from probecore.claims import COLUMNS, claim_figures, claim_rows, claim_tables, part_of, refusals, rules_note
 from probecore.devices import device_of
 from probecore.errors import DesignError, InputError
 from probecore.provenance import provenance
 from probecore.results import Figure, Result, Row
 from probecore.store import ArrayCache, cache_dir
-
-COLUMNS = ("says", "estimand", "value", "ci_low", "ci_high", "p_value", "verdict", "why", "n_items", "n_clusters")
 
 
 def reproduce_notes(
@@ -106,20 +100,17 @@ def reproduce_notes(
         SWAP: part_of(lambda one: swap_part(one, speaker_model), run),
         LENS: part_of(lambda one: lens_part(one, model, style), run),
     }
-    rows = [row_of(claim, parts[claim.part], opened.info.n_layers) for claim in CLAIMS]
     power, power_note = power_of(run)
-    named = {name: part.result for name, part in parts.items() if part.result is not None}
     return Result(
         kind="claims",
         title=f"Claims of the Qwen3-TTS notes: codec {opened.info.name}, corpus {source.name}",
-        rows=tuple(rows),
+        rows=claim_rows(CLAIMS, parts, f"the codec has {opened.info.n_layers} layers"),
         columns=COLUMNS,
         notes=(
             *describe(tokenized),
             *tokenized.notes,
-            *(f"{name} could not be measured: {part.reason}" for name, part in parts.items() if part.reason),
-            "Each verdict comes from a rule that was fixed beforehand (column 'rule' of the files) at 95 %; about 1 of "
-            f"{len(CLAIMS)} may be wrong by chance. 'Not decided' speaks of these data, not of the claim.",
+            *refusals(parts),
+            rules_note(len(CLAIMS)),
             power_note,
         ),
         provenance=provenance(
@@ -131,35 +122,9 @@ def reproduce_notes(
                       "model": None if model is None else Path(model).name, "style": None if model is None else style},
             **facts_of(tokenized),
         ),
-        tables={
-            "power": power,
-            **{f"{name}-rows": result.rows for name, result in named.items()},
-            **{f"{name}-{key}": rows for name, result in named.items() for key, rows in result.tables.items()},
-        },
-        figures=(
-            *_figures(bool(power)),
-            *(
-                replace(figure, name=f"{name}-{figure.name}", table=f"{name}-{figure.table}")
-                for name, result in named.items()
-                for figure in result.figures
-            ),
-        ),
+        tables={"power": power, **claim_tables(parts)},
+        figures=(*_figures(bool(power)), *claim_figures(parts)),
     )  # fmt: skip
-
-
-def row_of(claim: Claim, part: Part, n_layers: int) -> Row:
-    """Return the row of one claim: evidence, verdict and why."""
-    evidence = (part.evidence or {}).get(claim.key)
-    if evidence is None:
-        evidence = Evidence(reason=part.reason or f"the codec has {n_layers} layers")
-    verdict, why = judge(claim.rule, evidence)
-    return {
-        "claim": claim.key, "says": claim.says, "estimand": claim.estimand, "part": claim.part,
-        "value": evidence.value, "ci_low": evidence.low, "ci_high": evidence.high, "unit": evidence.unit,
-        "p_value": evidence.p_value, "p_note": evidence.p_note or evidence.reason, "value_note": evidence.reason,
-        "ci_note": evidence.reason, "verdict": verdict, "why": why, "detail_of_value": evidence.detail,
-        "rule": str(claim.rule), "n_items": evidence.n_items, "n_clusters": evidence.n_clusters,
-    }  # fmt: skip
 
 
 def power_of(run: Run) -> tuple[tuple[Row, ...], str]:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codecprobe.codebook_counts import Counts, chosen_budget
+from codecprobe.notes_claims import FLIPPED, OF_A_HALF
 from codecprobe.pace import Pace
-from codecprobe.verdicts import FLIPPED, LEVEL, OF_A_HALF, Evidence
 from probecore.codebooks import rarefied_codes
 from probecore.stats.bootstrap import jackknife_error, t_p_value, t_quantile
 from probecore.stats.samples import sign_flip_test
+from probecore.verdicts import LEVEL, Evidence
 
 Floats = NDArray[np.float64]
 FEWEST_SPEAKERS = 3

@@ -11,9 +11,9 @@ parts `PARTS`; where a part could not run, its claims are not decided, with the 
 """
 
 import math
-from dataclasses import dataclass
 
-from codecprobe.verdicts import Rule
+from probecore.claims import Claim
+from probecore.verdicts import Rule
 
 SPEAKER, CODES, USAGE, ABLATION, SWAP, LENS = "speaker", "timescales", "usage", "ablation", "swap", "lens"
 PARTS = (SPEAKER, CODES, USAGE, ABLATION, SWAP, LENS)
@@ -23,17 +23,8 @@ LOST = Rule(low=0.0, fails_below=-math.inf, needs_p=True, negligible=MARGIN)
 TALKER_LAYERS, MIDDLE = 28, (13, 20)  # layer 0 is the talker's input, layer i the stream after block i
 STYLE = "Speak in a sad, slow voice."
 
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim: its key, what the notes say, what is measured for it, the rule and the part that measures it."""
-
-    key: str
-    says: str
-    estimand: str
-    rule: Rule
-    part: str
-
+FLIPPED = "p of no effect, signs of speakers flipped"
+OF_A_HALF = "a share against a half is read by its interval"
 
 CLAIMS = (
     Claim("speaker-0", "speaker at chance in layer 0", "accuracy - chance of layer 0, unheard sessions",

@@ -29,6 +29,7 @@ MAY_IMPORT = {
 STAGES = (
     ("errors", "seeds", "validation", "devices"),
     ("provenance", "results", "progress"),
+    ("verdicts", "claims"),
     ("activations", "splits", "store", "runs"),
     ("stats",),
     ("information", "geometry", "codebooks", "timescales", "collisions", "lens"),

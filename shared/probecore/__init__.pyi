@@ -1,4 +1,5 @@
 from .activations import Activations, Label
+from .claims import Claim, Part, claim_figures, claim_row, claim_rows, claim_tables, part_of
 from .codebooks import entropy, rarefied_codes
 from .collisions import CollisionLadder
 from .directions import (
@@ -64,12 +65,14 @@ from .stats.permutation import max_t
 from .stats.samples import ExchangeTest, bootstrap_interval, exchange_test, sign_flip_test
 from .stats.variance_ratio import VarianceRatio, alpha_null_interval, alpha_p_value, variance_ratio
 from .store import ActivationStore, ArrayCache, load_activations, save_activations
+from .verdicts import Evidence, Rule, judge
 
 __all__ = [
     "ActivationStore",
     "Activations",
     "ArrayCache",
     "CertificateError",
+    "Claim",
     "CollisionLadder",
     "ContrastiveSVD",
     "DescriptionLength",
@@ -78,6 +81,7 @@ __all__ = [
     "Direction",
     "Effect",
     "ErasureCheck",
+    "Evidence",
     "ExchangeTest",
     "Figure",
     "Folds",
@@ -90,11 +94,13 @@ __all__ = [
     "LinearProbeRegressor",
     "MissingExtraError",
     "Overlap",
+    "Part",
     "PermutationTest",
     "ProbeError",
     "ProbeResult",
     "ProbeSpec",
     "Result",
+    "Rule",
     "RunFolder",
     "Selectivity",
     "Stability",
@@ -105,6 +111,10 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap_interval",
     "brown_forsythe",
+    "claim_figures",
+    "claim_row",
+    "claim_rows",
+    "claim_tables",
     "cohen_d",
     "components_for",
     "contrastive_svd",
@@ -124,6 +134,7 @@ __all__ = [
     "hedges_g",
     "holm",
     "item_folds",
+    "judge",
     "leave_one_group_out",
     "leave_one_group_per_class_out",
     "lens_divergence",
@@ -136,6 +147,7 @@ __all__ = [
     "paired_direction",
     "parallel_analysis",
     "parallel_map",
+    "part_of",
     "participation_ratio",
     "pca_shares",
     "permutation_test",

@@ -10,7 +10,7 @@ from codecprobe.code_evidence import against_slowest, falls_with_layer, share_us
 from codecprobe.codebook_counts import Counts
 from codecprobe.notes_claims import CLAIMS
 from codecprobe.probe_ablation import LOSES
-from codecprobe.verdicts import CONTRADICTED, NOT_DECIDED, SUPPORTED, judge
+from probecore.verdicts import CONTRADICTED, NOT_DECIDED, SUPPORTED, judge
 
 RULES = {claim.key: claim.rule for claim in CLAIMS}
 

@@ -13,8 +13,8 @@ from codecprobe.claims import reproduce_notes
 from codecprobe.corpora.embedded import embedded_corpus
 from codecprobe.notes_claims import CLAIMS
 from codecprobe.power import design_power
-from codecprobe.verdicts import CONTRADICTED, NOT_DECIDED, SUPPORTED
 from probecli.codec_reproduce import reproduce
+from probecore.verdicts import CONTRADICTED, NOT_DECIDED, SUPPORTED
 
 PLANTED = {
     "speaker-1": SUPPORTED,  # layers 1-2 carry the voice, layer 0 the content

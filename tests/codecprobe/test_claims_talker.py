@@ -7,10 +7,10 @@ import pytest
 from tiny_talker import build_tiny_talker, plant_style
 
 from codecprobe import talker_lens
-from codecprobe.claim_parts import NO_MODEL, lens_part, part_of
-from codecprobe.claims import row_of
+from codecprobe.claim_parts import NO_MODEL, lens_part
 from codecprobe.notes_claims import CLAIMS, LENS
-from codecprobe.verdicts import NOT_DECIDED, SUPPORTED
+from probecore.claims import claim_row, part_of
+from probecore.verdicts import NOT_DECIDED, SUPPORTED
 
 pytestmark = pytest.mark.transformers
 RUN = SimpleNamespace(seed=0, device="cpu", quiet=True)
@@ -19,7 +19,7 @@ LOUD = "SPEAK IN A SAD, SLOW AND HEAVY VOICE"  # the plant reacts to capitals
 
 def verdicts(model, style=LOUD):
     part = part_of(lambda run: lens_part(run, model, style), RUN)
-    return [row_of(claim, part, 16) for claim in CLAIMS if claim.part == LENS]
+    return [claim_row(claim, part) for claim in CLAIMS if claim.part == LENS]
 
 
 def test_a_style_layer_planted_in_the_middle_supports_both_claims(tmp_path, monkeypatch) -> None:

@@ -14,7 +14,7 @@ equivalence, as an effect may be sure and small. This is the interval form of tw
 .025 each, stricter than the usual .05. An end of the interval on the border of a region decides nothing.
 
 "X is lost without layer k" is measured beyond a random change of the same size. A random change that does as much harm,
-or more, contradicts nothing, as it may leave what the decoder knows; such a claim fails where the loss itself, not
+or more, contradicts nothing, as it may leave what the network knows; such a claim fails where the loss itself, not
 compared with anything, is surely `negligible`.
 
 Each verdict is at its own level of error; of 20 claims one may come out wrong by chance.
@@ -27,8 +27,6 @@ from probecore.errors import InputError
 
 SUPPORTED, CONTRADICTED, NOT_DECIDED = "supported", "contradicted", "not decided"
 LEVEL = 0.05
-FLIPPED = "p of no effect, signs of speakers flipped"
-OF_A_HALF = "a share against a half is read by its interval"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Evidence:
     reason : why there is no estimate or no interval.
     detail : what a reader should know beside the numbers.
     plain_high : upper end of the effect that is not compared with a control, where `value` is.
-    n_items, n_clusters : clips and what was resampled (speakers).
+    n_items, n_clusters : observations (clips, prompts), and what was resampled (speakers, families of prompts).
     """
 
     value: float | None = None

@@ -60,11 +60,11 @@ def score(
     rows = lm.format_all(prompts, system, template, room=len(forced))
     entropy, log_prob = (np.empty((len(rows), len(forced))) for _ in range(2))
 
-    def keep(i: int, h: NDArray[np.float64], log_p: NDArray[np.float64]) -> None:
-        entropy[i], log_prob[i] = h, log_p
+    def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
+        entropy[i], log_prob[i] = _measure(logits, tokens, i)
 
-    starts = [len(row) for row in rows]
-    _scan(lm, [[*row, *forced] for row in rows], starts, keep, batch_tokens, deterministic, progress)
+    whole, starts = [[*row, *forced] for row in rows], [len(row) for row in rows]
+    scan_logits([lm], whole, starts, keep, batch_tokens=batch_tokens, deterministic=deterministic, progress=progress)
     info = {**model_record(lm), "decoding": "forced", "template": template, "deterministic": deterministic}
     return Scores(entropy, log_prob, tuple(forced), info)
 
@@ -86,50 +86,66 @@ def prompt_log_prob(
     rows = lm.format_all(prompts, system, template)
     means = np.full(len(rows), np.nan)
 
-    def keep(i: int, h: NDArray[np.float64], log_p: NDArray[np.float64]) -> None:
-        means[i] = log_p.mean() if len(log_p) else np.nan
+    def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
+        means[i] = _measure(logits, tokens, i)[1].mean() if len(tokens) else np.nan
 
-    _scan(lm, rows, [1] * len(rows), keep, batch_tokens, deterministic, progress)
+    starts = [1] * len(rows)
+    scan_logits([lm], rows, starts, keep, batch_tokens=batch_tokens, deterministic=deterministic, progress=progress)
     return means
 
 
-def _scan(
-    lm: LanguageModel,
-    rows: list[list[int]],
+def scan_logits(
+    lms: Sequence[LanguageModel],
+    rows: Sequence[Sequence[int]],
     starts: Sequence[int],
-    keep: Callable[[int, NDArray[np.float64], NDArray[np.float64]], None],
-    batch_tokens: int,
-    deterministic: bool,
-    progress: Progress | None,
+    keep: Callable[[int, list[Tensor], Tensor], None],
+    *,
+    batch_tokens: int = 4096,
+    deterministic: bool = False,
+    progress: Progress | None = None,
 ) -> None:
-    """Call `keep(i, entropies, log-probabilities)` with those of tokens starts[i], starts[i] + 1, ... of every row."""
-    lm.certificate.require("causal")
-    budget = min(at_least(batch_tokens, 1, "batch_tokens"), max(1, LOGITS_AT_ONCE // lm.vocabulary))
-    padded = lm.certificate.holds("left padding")
-    selects = accepts(lm.model, "logits_to_keep")
+    """Call `keep(i, logits, tokens)` for every row of token ids, in any order.
+
+    logits : of each model, (n, vocabulary) in its own dtype, the distributions of tokens starts[i], starts[i] + 1, ...;
+    tokens : (n,) those tokens. Several models are given the same ids, so they must share a vocabulary.
+    """
+    for lm in lms:
+        lm.certificate.require("causal")
+    most = max(lm.vocabulary for lm in lms)
+    budget = min(at_least(batch_tokens, 1, "batch_tokens"), max(1, LOGITS_AT_ONCE // (most * len(lms))))
+    padded = all(lm.certificate.holds("left padding") for lm in lms)
 
     def run(batch: NDArray[np.int64]) -> None:
-        ids, mask = pad([rows[i] for i in batch], lm.pad_id, "left")
+        ids, mask = pad([rows[i] for i in batch], lms[0].pad_id, "left")
         n_scored = [len(rows[i]) - starts[i] for i in batch.tolist()]
-        last = {"logits_to_keep": max(n_scored) + 1} if selects else {}
-        with torch.no_grad():
-            arguments = forward_arguments(lm.model, ids, mask, use_cache=lm.certificate.cached, **last)
-            logits = lm.model(**arguments).logits
-            for k, (i, n) in enumerate(zip(batch.tolist(), n_scored, strict=True)):
-                end = logits.shape[1] - 1  # the last logits are about what follows the text
-                keep(i, *_measure(logits[k, end - n : end], ids[k, ids.shape[1] - n :], i))
+        found: list[Tensor] = []
+        for lm in lms:
+            last = {"logits_to_keep": max(n_scored) + 1} if accepts(lm.model, "logits_to_keep") else {}
+            with torch.no_grad():
+                arguments = forward_arguments(lm.model, ids, mask, use_cache=lm.certificate.cached, **last)
+                found.append(lm.model(**arguments).logits)
+        for k, (i, n) in enumerate(zip(batch.tolist(), n_scored, strict=True)):
+            # the last logits are about what follows the text
+            own = [logits[k, logits.shape[1] - 1 - n : logits.shape[1] - 1] for logits in found]
+            keep(i, own, ids[k, ids.shape[1] - n :])
 
     lengths = [len(row) for row in rows]
     run_batches(length_batches(lengths, 1 if deterministic else budget, padded=padded), run, len(rows), progress)
 
 
-def _measure(logits: Tensor, tokens: Tensor, prompt: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return entropies and log-probabilities (tokens,) from logits (tokens, vocabulary)."""
+def log_softmax(logits: Tensor, prompt: int) -> Tensor:
+    """Return log-probabilities in float64; raises `InputError` where logits are no numbers."""
     log_p = torch.log_softmax((logits.cpu() if logits.device.type == "mps" else logits).double(), dim=-1)
-    entropy = torch.special.entr(log_p.exp()).sum(dim=-1).cpu().numpy()
-    if not np.isfinite(entropy).all():
+    if torch.isnan(log_p).any():
         raise InputError(
             f"next-token logits must be numbers; those of prompt {prompt} are NaN or infinite: "
             "load the model in float32 or bfloat16"
         )
+    return log_p
+
+
+def _measure(logits: list[Tensor], tokens: Tensor, prompt: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return entropies and log-probabilities (tokens,) from logits (tokens, vocabulary)."""
+    log_p = log_softmax(logits[0], prompt)
+    entropy = torch.special.entr(log_p.exp()).sum(dim=-1).cpu().numpy()
     return entropy, log_p.gather(1, tokens.to(log_p.device)[:, None])[:, 0].cpu().numpy()

@@ -2,6 +2,7 @@ from .capture import capture
 from .generate import Generation, generate
 from .loading import open_model
 from .models import LanguageModel, wrap_model
+from .potential import potential
 from .prompts import Prompts, load_prompts
 from .readout import read_out
 from .score import Scores, prompt_log_prob, score
@@ -16,6 +17,7 @@ __all__ = [
     "generate",
     "load_prompts",
     "open_model",
+    "potential",
     "prompt_log_prob",
     "read_out",
     "score",

@@ -270,3 +270,34 @@ def _resamples(is_first: NDArray[np.bool_], families: NDArray[np.int64], n: int,
         members = np.flatnonzero((has.T == kind).all(1))
         drawn[members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n).T
     return drawn[families]
+
+
+def adjusted_gap(values: ArrayLike, covariates: ArrayLike) -> tuple[Statistic, Statistic]:
+    """Return the gap that covariates (n, c) leave, and its t: coefficient of the category in a linear regression.
+
+    values = a + gap x [first] + covariates b + error, fitted to the weighted prompts. The t (least squares, weighted
+    prompts as repeats) is what an exchange of categories compares: an exchanged category is no longer correlated with
+    the covariates, so the coefficient alone varies less there than it does as observed.
+    """
+    y, z = np.asarray(values, dtype=np.float64), np.asarray(covariates, dtype=np.float64)
+    spread = z.std(axis=0)
+    z = (z - z.mean(axis=0))[:, spread > 1e-12] / spread[spread > 1e-12]
+    y = y - y.mean()
+
+    def fit(first: Floats, second: Floats) -> tuple[Floats, Floats]:
+        w, size = first + second, z.shape[1] + 2
+        normal, right = np.zeros((w.shape[1], size, size)), np.zeros((w.shape[1], size))
+        normal[:, 0, 0], normal[:, 0, 1], normal[:, 1, 1] = w.sum(0), first.sum(0), first.sum(0)
+        normal[:, 0, 2:], normal[:, 1, 2:] = w.T @ z, first.T @ z
+        normal[:, 2:, 2:] = np.einsum("nk,na,nb->kab", w, z, z, optimize=True)
+        upper = np.triu(np.ones((size, size), dtype=bool))
+        normal = np.where(upper, normal, normal.transpose(0, 2, 1))
+        right[:, 0], right[:, 1], right[:, 2:] = y @ w, y @ first, (w * y[:, None]).T @ z
+        inverse = np.linalg.pinv(normal, hermitian=True)
+        beta = np.einsum("kab,kb->ka", inverse, right)
+        left = np.maximum((y**2) @ w - (beta * right).sum(1), 0.0)
+        freedom = np.maximum(w.sum(0) - size, 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return beta[:, 1], beta[:, 1] / np.sqrt(left / freedom * inverse[:, 1, 1])
+
+    return (lambda a, b: fit(a, b)[0]), (lambda a, b: fit(a, b)[1])

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from probecore.errors import DesignError
-from probecore.geometry import covariance_spectrum, dimensions, participation_ratio, pca_shares, rarefied
+from probecore.geometry import covariance_spectrum, dimensions, participation_ratio, pca_shares, rarefied, two_nn
 from probecore.results import Row
 
 Floats = NDArray[np.float64]
@@ -49,8 +49,9 @@ def dimension_rows(
 ) -> list[Row]:
     """Return PC1 share, share of five components and participation ratio of states (prompts, width), and variants.
 
-    Shown: all prompts, with a jackknife interval; `control` is the value of random weights. Details: each category at
-    the N of the smallest one, and all prompts without the most variable coordinates and standardised.
+    Shown: all prompts, with a jackknife interval; `control` is the value of random weights. Details: the intrinsic
+    dimension by TwoNN, each category at the N of the smallest one, and all prompts without the most variable
+    coordinates and standardised.
     """
     x = np.asarray(states, dtype=np.float64)
     common: Row = {"layer": layer, "unit": "prompt", "p_value": None, "p_note": NO_TEST}
@@ -67,6 +68,7 @@ def dimension_rows(
         if random_states is not None:
             row |= {"control": _or_none(random_states, measure), "control_name": RANDOM}
         rows.append(row)
+    rows.append(_neighbours(x, families, random_states, common))
     return rows + _by_category(x, categories, common, seed) + _variants(x, common, seed)
 
 
@@ -101,10 +103,39 @@ def jackknife_interval(
     if n < 3:
         return None, None
     left_out = np.array([measure(covariance_spectrum(x[codes != code])) for code in range(n)])
+    return _jackknifed(measure(covariance_spectrum(x)), left_out, level)
+
+
+def _jackknifed(value: float, left_out: Floats, level: float = 0.95) -> tuple[float, float]:
+    n = len(left_out)
     error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
     half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
-    value = measure(covariance_spectrum(x))
     return value - half, value + half
+
+
+def _neighbours(x: Floats, families: Sequence[str], random_states: ArrayLike | None, common: Row) -> Row:
+    """Return the intrinsic dimension by TwoNN (Facco et al. 2017): of a curved sheet, where components count flat ones.
+
+    It needs many prompts: with 20 families its jackknife interval is wide.
+    """
+    row: Row = {"metric": f"TwoNN dimension, {common['layer']}", "measure": "TwoNN dimension", **common}
+    row |= {"n_prompts": len(x), "detail": True}
+    codes = np.unique(np.asarray(families), return_inverse=True)[1]
+    try:
+        value = two_nn(x)
+        left_out = np.array([two_nn(x[codes != code]) for code in range(int(codes.max()) + 1)])
+    except DesignError as error:
+        return row | {"value": None, "ci_low": None, "ci_high": None, "value_note": str(error)}
+    low, high = _jackknifed(value, left_out) if len(left_out) > 2 else (None, None)
+    row |= {"value": value, "ci_low": low, "ci_high": high}
+    if low is None:
+        row["ci_note"] = "fewer than 3 families"
+    if random_states is not None:
+        try:
+            row |= {"control": two_nn(random_states), "control_name": RANDOM}
+        except DesignError:
+            row |= {"control": None, "control_name": RANDOM}
+    return row
 
 
 def map_table(states: ArrayLike, categories: Sequence[str], names: Sequence[str]) -> list[Row]:

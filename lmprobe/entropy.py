@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from lmprobe.contrasts import (
     NO_INTERVAL,
     Contrast,
+    adjusted_gap,
     alpha,
     between_variance,
     gap,
@@ -29,6 +30,7 @@ from lmprobe.contrasts import (
     pooled_variance,
     within_variance,
 )
+from lmprobe.prompts import Prompts
 from probecore.errors import DesignError
 from probecore.results import Row
 from probecore.stats.effects import cohen_d, hedges_g, welch
@@ -80,6 +82,33 @@ def gap_rows(
     tested = [row["p_value"] if row["p_value"] is not None else np.nan for row in rows]
     for row, adjusted in zip(rows, holm(tested), strict=True):
         row["p_adjusted"] = None if np.isnan(adjusted) else float(adjusted)
+    return rows
+
+
+def adjusted_rows(
+    entropies: Entropies, contrast: Contrast, covariates: Mapping[str, Mapping[str, Floats]], *, shown: bool
+) -> list[Row]:
+    """Return the gap in each mode given sets of covariates: words -> {name: (prompts of the set,)}.
+
+    Holm over the modes of a set. shown : whether the own text's rows are in the printed table.
+    """
+    rows: list[Row] = []
+    for words, given in covariates.items():
+        z = np.column_stack([values[contrast.items] for values in given.values()])
+        found: list[Row] = []
+        for mode in MODES:
+            coefficient, t = adjusted_gap(entropies.mean(mode)[contrast.items], z)
+            metric = f"gap given {words}, {mode} (nats)"
+            row = _row(contrast, metric, "adjusted gap", mode, detail=not (shown and mode == FIRST_MODE))
+            row |= _estimate(contrast, contrast.observed(coefficient), contrast.interval(coefficient))
+            row |= _p(contrast, _finite(contrast.p_value(t))) | {"covariates": list(given)}
+            if row["p_value"] is None and not contrast.reason:
+                row["p_note"] = "no p: the entropies do not vary beyond the covariates"
+            found.append(row)
+        tested = [row["p_value"] if row["p_value"] is not None else np.nan for row in found]
+        for row, adjusted in zip(found, holm(tested), strict=True):
+            row["p_adjusted"] = None if np.isnan(adjusted) else float(adjusted)
+        rows += found
     return rows
 
 
@@ -193,6 +222,30 @@ def token_table(traces: Floats, categories: Sequence[str], families: Sequence[st
             low = None if low is None else max(low, 0.0)  # an entropy is never below 0
             rows.append(row | {"ci_low": low, "ci_high": high, "n_prompts": int(mask.sum())})
     return rows
+
+
+def prompt_table(entropies: Entropies, prompts: Prompts) -> list[Row]:
+    """Return the value of every prompt in every mode: mean entropy and number of tokens."""
+    rows: list[Row] = []
+    for mode in MODES:
+        columns = zip(
+            prompts.ids, prompts.categories, prompts.families, entropies.mean(mode).tolist(),
+            entropies.n_tokens(mode).tolist(), strict=True,
+        )  # fmt: skip
+        rows += [
+            {"item": item, "category": category, "family": family, "mode": mode, "entropy": value, "n_tokens": n}
+            for item, category, family, value, n in columns
+        ]
+    return rows
+
+
+def trace_table(entropies: Entropies, prompts: Prompts) -> list[Row]:
+    """Return the entropy of every valid token of the own text."""
+    traces = entropies.traces[FIRST_MODE]
+    return [
+        {"item": prompts.ids[i], "category": prompts.categories[i], "token": t + 1, "entropy": float(traces[i, t])}
+        for i in range(len(prompts)) for t in range(traces.shape[1]) if not np.isnan(traces[i, t])
+    ]  # fmt: skip
 
 
 def family_interval(

@@ -71,6 +71,18 @@ def open_model(
         )  # fmt: skip
 
 
+def open_tokenizer(name_or_path: str | os.PathLike[str], *, revision: str | None = None, quiet: bool = False) -> Any:  # noqa: ANN401
+    """Return the tokenizer of a model without its weights; raises `InputError` as `open_model` does."""
+    name = os.fspath(name_or_path)
+    folder = _folder(name)
+    options: dict[str, Any] = {"local_files_only": True}
+    if folder is None:
+        commit = _commit(name, revision)
+        options = {"revision": commit or revision, "local_files_only": commit is None}
+    with _quietly(quiet):
+        return _load("the tokenizer", name, folder, _tokenizer, name if folder is None else str(folder), options)
+
+
 def _commit(name: str, revision: str | None) -> str | None:
     """Return the commit of the hub that a name and revision stand for, None where the hub does not answer."""
     from huggingface_hub import HfApi

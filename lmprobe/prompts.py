@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from lmprobe.prompt_sets import published
 from probecore.errors import InputError, shorten
 from probecore.provenance import digest
 
@@ -31,6 +32,7 @@ TEXT_COLUMNS = ("text", "prompt", "instruction", "goal")
 CATEGORY_COLUMNS = ("category", "class", "label", "type")
 FAMILY_COLUMNS = ("family", "pair_id", "pair", "group")
 ID_COLUMNS = ("id", "prompt_id")
+RISKY, SAFE = ("risk", "unsafe", "harmful"), ("safe", "harmless", "benign")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def load_prompts(source: str | Path | Prompts = "default", *, columns: Mapping[s
     """Read prompts.
 
     source : "default" (packaged), a .csv, .tsv, .jsonl or .json file, or the name or folder of a `datasets` data set
-        ("name" or "name:split"; the first split is taken otherwise).
+        ("name" or "name:split"; the first split is taken otherwise). Public sets in their authors' layout are known
+        (`lmprobe.prompt_sets`).
     columns : which column holds "text", "category", "family", "id"; each defaults to the first known name
         (`TEXT_COLUMNS`, `CATEGORY_COLUMNS`, `FAMILY_COLUMNS`, `ID_COLUMNS`). Family and id may be absent.
 
@@ -92,16 +95,77 @@ def load_prompts(source: str | Path | Prompts = "default", *, columns: Mapping[s
     """
     if isinstance(source, Prompts):
         return source
-    name = str(source)
+    prompts = _load(str(source), columns or {})
+    if len(prompts.counts) < 2:
+        raise InputError(
+            f"prompts need at least 2 categories; {prompts.source!r} has only {prompts.categories[0]!r}: add others, "
+            "as CATEGORY=SOURCE beside CATEGORY=SOURCE"
+        )
+    return prompts
+
+
+def read_prompts(sources: Sequence[str], *, family: str | None = None) -> Prompts:
+    """Read what a command was given: one source, or several "CATEGORY=SOURCE" put together; none is the packaged set.
+
+    Of a "CATEGORY=SOURCE" every prompt gets that category, or, where the source itself has prompts of that category
+    beside others, these alone are taken. family : column that names the family.
+    Raises what `load_prompts` raises, and `InputError` for sources of which one has no category.
+    """
+    columns = {} if family is None else {"family": family}
+    if not sources:
+        return load_prompts("default", columns=columns)
+    named = [_category_of(source) for source in sources]
+    if len(named) == 1 and named[0][0] is None:
+        return load_prompts(named[0][1], columns=columns)
+    if any(category is None for category, _ in named):
+        raise InputError(
+            f"several sources of prompts need a category each; got {shorten(list(sources))}: write CATEGORY=SOURCE"
+        )
+    found = []
+    for category, name in named:
+        part = _load(name, columns)
+        chosen = part.of(str(category)) if category in part.counts else part
+        found.append((str(category), chosen))
+    if len({category for category, _ in found}) < 2:
+        raise InputError(f"prompts need at least 2 categories; all sources are {named[0][0]!r}: add another")
+    return Prompts(
+        " + ".join(f"{category}={part.source}" for category, part in found),
+        tuple(f"{part.source}:{i}" for _, part in found for i in part.ids),
+        tuple(text for _, part in found for text in part.texts),
+        tuple(category for category, part in found for _ in part.ids),
+        tuple(f"{part.source}:{name}" for _, part in found for name in part.families),
+        all(part.has_families for _, part in found),
+    )
+
+
+def _category_of(source: str) -> tuple[str | None, str]:
+    """Return category and source of "CATEGORY=SOURCE", None and the source where there is none."""
+    category, equals, name = source.partition("=")
+    return (category, name) if equals and category and not Path(source).exists() else (None, source)
+
+
+def _load(name: str, columns: Mapping[str, str]) -> Prompts:
     if name == "default":
         text = files("lmprobe").joinpath("data/prompts.csv").read_text(encoding="utf-8")
-        return _prompts(list(csv.DictReader(text.splitlines())), name, columns or {})
+        return _prompts(list(csv.DictReader(text.splitlines())), name, columns)
     path = Path(name)
     if path.is_file():
-        return _prompts(_read(path), path.name, columns or {})
+        return _prompts(_read(path), path.name, columns)
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json"):
         raise InputError(f"no prompt file {name!r}: give a file that exists, or 'default' for the packaged prompts")
-    return _prompts(_dataset(name), path.name if path.is_dir() else name, columns or {})
+    return _prompts(_dataset(name), path.name if path.is_dir() else name, columns)
+
+
+def main_categories(prompts: Prompts) -> tuple[str, str]:
+    """Return the categories that are contrasted, first minus second: risk and safe, else the second and the first.
+
+    >>> main_categories(load_prompts())
+    ('risk', 'safe')
+    """
+    names = list(prompts.counts)
+    first = next((name for name in names if name.lower() in RISKY), None)
+    second = next((name for name in names if name.lower() in SAFE), None)
+    return (names[1], names[0]) if first is None or second is None else (first, second)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -153,6 +217,8 @@ def _dataset(name: str) -> list[dict[str, Any]]:
 def _prompts(records: list[dict[str, Any]], source: str, columns: Mapping[str, str]) -> Prompts:
     if not records:
         raise InputError(f"prompts {source!r} are empty: give at least 2 categories with 2 prompts each")
+    if not {"text", "category"} & columns.keys():  # columns named by the caller are taken as they are
+        records = published(records) or records
     text = _needed(records, source, "text", TEXT_COLUMNS, columns)
     category = _needed(records, source, "category", CATEGORY_COLUMNS, columns)
     family = _column(records, source, "family", FAMILY_COLUMNS, columns)
@@ -164,10 +230,6 @@ def _prompts(records: list[dict[str, Any]], source: str, columns: Mapping[str, s
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         raise InputError(f"ids of prompts must be unique; {source!r} repeats {shorten(repeated, most=3)}: rename them")
-    if len(set(categories)) < 2:
-        raise InputError(
-            f"prompts need at least 2 categories; {source!r} has only {categories[0]!r} in column {category!r}"
-        )
     return Prompts(source, ids, texts, categories, families, has_families=family is not None)
 
 

@@ -176,6 +176,24 @@ def off_path(path: Path, weights: Floats) -> Floats:
     return np.maximum(_ratio(left, total), 0.0)
 
 
+def tilted(path: Path, moments: Moments, weights: Floats, strength: float) -> Floats:
+    """Return KL(strength || base) a context (K,), s K'(s) - K(s), of a path whose anchor is the aligned model itself.
+
+    NaN outside the grid [-0.5, 3].
+    """
+    if not GRID[0] <= strength <= GRID[-1]:
+        return np.full(weights.shape[1], np.nan)
+    i = int(np.clip(np.searchsorted(GRID, strength) - 1, 0, len(GRID) - 2))
+    ends, two = GRID[i : i + 2], slice(i, i + 2)
+    cumulant, slope, curve = (x.T @ weights for x in (path.cumulant, path.slope, path.curve))
+    n = moments.n @ weights
+    return np.array([
+        (strength * _hermite(strength, ends, slope[two, k], curve[two, k])
+         - _hermite(strength, ends, cumulant[two, k], slope[two, k])) / n[k]
+        for k in range(len(n))
+    ])  # fmt: skip
+
+
 def _root(ends: Floats, values: Floats, slopes: Floats) -> float:
     """Return where Hermite's cubic through an increasing function's ends is 0, by bisection."""
     low, high = float(ends[0]), float(ends[1])

@@ -15,24 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmprobe.capture import capture
 from lmprobe.contrasts import Contrast, contrast
+from lmprobe.depth import depth_rows
 from lmprobe.dimension import dimension_rows, map_table, token_rows
 from lmprobe.entropy import (
     FIRST_MODE,
     MODES,
     Entropies,
+    adjusted_rows,
     category_rows,
     effect_rows,
     gap_rows,
+    prompt_table,
     token_table,
+    trace_table,
     variance_rows,
 )
 from lmprobe.generate import Generation, generate
-from lmprobe.loading import open_model
+from lmprobe.lineage import check_lineage, trend_rows
+from lmprobe.loading import open_model, open_tokenizer
+from lmprobe.matching import Matching, match_lengths
 from lmprobe.models import LanguageModel, Template
-from lmprobe.prompts import Prompts, load_prompts
+from lmprobe.prompts import Prompts, load_prompts, main_categories
+from lmprobe.score import prompt_log_prob
 from lmprobe.separability import Separability, random_states, separability
 from lmprobe.terrain_result import COMMON_TEXT, Options, Terrain, model_notes, terrain_result
 from lmprobe.trajectories import convergence_rows, depth_layers, lyapunov_rows
@@ -41,7 +49,6 @@ from probecore.progress import meter
 from probecore.results import Result, Row
 from probecore.validation import at_least
 
-RISKY, SAFE = ("risk", "unsafe", "harmful"), ("safe", "harmless", "benign")
 LAST = -1  # the layer of maps and dimensions: the last block
 
 Model = str | os.PathLike[str] | LanguageModel
@@ -51,6 +58,8 @@ def terrain(
     models: Sequence[Model] | Model | None = None,
     prompts: str | Path | Prompts | None = None,
     *,
+    lineage: bool = False,
+    match_length: int | None = None,
     max_new_tokens: int = 30,
     template: Template = "auto",
     revision: str | None = None,
@@ -70,6 +79,11 @@ def terrain(
     prompts
         What `load_prompts` takes; None is the packaged set. Contrasted are "risk" (unsafe, harmful) minus "safe"
         (harmless, benign) or, where a set lacks either, its second category minus its first.
+    lineage
+        The models are checkpoints of one lineage in their order: adds trends over the steps (`lmprobe.lineage`).
+    match_length
+        Contrast only pairs of a first and a second prompt whose lengths differ by at most this many tokens under every
+        model's tokenizer (`lmprobe.matching`); None takes all prompts.
     max_new_tokens
         Most tokens of each prompt's greedy continuation, at least 2.
     template
@@ -86,6 +100,10 @@ def terrain(
     at_least(n_permutations, 0, "n_permutations")
     at_least(n_bootstrap, 0, "n_bootstrap")
     given = load_prompts("default" if prompts is None else prompts)
+    wanted = _wanted(models)
+    names = _names(wanted)
+    matching = None if match_length is None else _matched(given, wanted, names, match_length, revision, quiet)
+    given = given if matching is None else matching.prompts
     options = Options(
         given,
         _contrasts(given, n_permutations, n_bootstrap, seed),
@@ -94,9 +112,8 @@ def terrain(
         n_permutations,
         n_bootstrap,
         seed,
+        matching,
     )
-    wanted = _wanted(models)
-    names = _names(wanted)
     found: list[Terrain] = []
     with meter(len(wanted), "models", quiet=quiet) as advance:
         for name, model in zip(names, wanted, strict=True):
@@ -104,7 +121,25 @@ def terrain(
             lm = model if is_open else open_model(model, revision=revision, device=device, quiet=quiet)  # type: ignore[arg-type]
             found.append(_measure(lm, name, None if is_open else model, options))  # type: ignore[arg-type]
             advance(1)
+    if lineage:
+        check_lineage([each.facts for each in found])
+        found[-1].rows.extend(
+            trend_rows([each.means for each in found], options.contrasts[0], f"{names[0]} to {names[-1]}")
+        )
     return terrain_result(found, names, options, models is None, command)
+
+
+def _matched(
+    prompts: Prompts, models: Sequence[Model], names: Sequence[str], most: int, revision: str | None, quiet: bool
+) -> Matching:
+    """Return prompts matched in the number of tokens that every model's tokenizer makes of their texts."""
+    lengths = np.empty((len(prompts), len(models)))
+    for k, model in enumerate(models):
+        own = model.tokenizer if isinstance(model, LanguageModel) else None
+        tokenizer = own or open_tokenizer(model, revision=revision, quiet=quiet)  # type: ignore[arg-type]
+        lengths[:, k] = [len(ids) for ids in tokenizer(list(prompts.texts), add_special_tokens=False)["input_ids"]]
+    first, second = main_categories(prompts)
+    return match_lengths(prompts, first, second, lengths, most, names)
 
 
 def _measure(lm: LanguageModel, name: str, source: str | os.PathLike[str] | None, options: Options) -> Terrain:
@@ -118,6 +153,12 @@ def _measure(lm: LanguageModel, name: str, source: str | os.PathLike[str] | None
     forced = generate(lm, prompts.texts, forced=COMMON_TEXT, layers=(), **shared)
     entropies = _entropies(lm, own, forced)
     rows = _entropy_rows(entropies, options, _planted(lm, source, options, forced))
+    covariates = _covariates(lm, own, options)
+    same_length = main.paired and _equal_in_pairs(covariates["log length"], main)
+    sets = {"length": ("log length",), "length and wording": tuple(covariates)}
+    adjusted = {words: {name: covariates[name] for name in chosen} for words, chosen in sets.items()}
+    place = next(i for i, row in enumerate(rows) if row["measure"] != "entropy gap")
+    rows[place:place] = adjusted_rows(entropies, main, adjusted, shown=not same_length)
     texts, lengths = [prompts.texts[i] for i in main.items], [len(own.prompts[i]) for i in main.items]
     blank = random_states(lm, prompts.texts, template=options.template, seed=options.seed)
     split = separability(
@@ -146,13 +187,17 @@ def _measure(lm: LanguageModel, name: str, source: str | os.PathLike[str] | None
         own, prompts.families, n_blocks, n_permutations=options.n_permutations, seed=options.seed
     )
     fading, why = lyapunov_rows(lm, own, prompts.families, seed=options.seed)
-    rows += clouds + moving + fading
-    notes = [f"{name}: {note}" for note in (*split.notes, short, why, own.info["note"]) if note]
+    depth, by_layer, shallow = depth_rows(lm, own.prompt_end, prompts.families)
+    rows += clouds + moving + fading + depth
+    notes = [f"{name}: {note}" for note in (*split.notes, short, why, shallow, own.info["note"]) if note]
     notes += model_notes(lm, name, rows, clouds, blank is None)
     tables = {
         "entropy_by_token": token_table(entropies.traces[FIRST_MODE], prompts.categories, prompts.families),
         "entropy_gaps": [row for row in rows if row["measure"] == "entropy gap" and not row["detail"]],
         "separability": [*split.layers, *split.controls],
+        "prompts": prompt_table(entropies, prompts),
+        "traces": trace_table(entropies, prompts),
+        "depth": by_layer,
         "map": map_table(own.prompt_end[last], prompts.categories, prompts.ids),
         "texts": _texts(own, prompts),
     }
@@ -161,7 +206,26 @@ def _measure(lm: LanguageModel, name: str, source: str | os.PathLike[str] | None
         {table: [{"model": name, **row} for row in records] for table, records in tables.items()},
         notes,
         _facts(lm, name, options),
+        {mode: entropies.mean(mode) for mode in MODES},
     )
+
+
+def _covariates(lm: LanguageModel, own: Generation, options: Options) -> dict[str, NDArray[np.float64]]:
+    """Return what a prompt's entropy may owe to its length and wording, each (prompts,)."""
+    log_p = prompt_log_prob(lm, own.prompts, template="raw")
+    return {
+        "log length": np.log([len(row) for row in own.prompts]),
+        "log-probability a token": np.where(
+            np.isnan(log_p), np.nanmean(log_p) if np.isfinite(log_p).any() else 0, log_p
+        ),
+        "question": np.array([text.rstrip().endswith("?") for text in options.prompts.texts], dtype=np.float64),
+    }
+
+
+def _equal_in_pairs(values: NDArray[np.float64], main: Contrast) -> bool:
+    """Tell whether both prompts of every pair have the same value."""
+    chosen = values[main.items]
+    return all(np.ptp(chosen[main.families == family]) == 0 for family in np.unique(main.families))
 
 
 def _entropies(lm: LanguageModel, own: Generation, forced: Generation) -> Entropies:
@@ -207,10 +271,7 @@ def _contrasts(prompts: Prompts, n_permutations: int, n_bootstrap: int, seed: in
     """Return the main contrast first, then every other pair of categories with at least 3 prompts each."""
     counts = prompts.counts
     names = list(counts)
-    first = next((name for name in names if name.lower() in RISKY), None)
-    second = next((name for name in names if name.lower() in SAFE), None)
-    if first is None or second is None:
-        first, second = names[1], names[0]
+    first, second = main_categories(prompts)
     pairs = [(first, second)]
     enough = [name for name in names if counts[name] >= 3]
     pairs += [(a, b) for a, b in combinations(enough, 2) if {a, b} != {first, second}]

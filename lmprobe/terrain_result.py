@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmprobe.contrasts import Contrast
 from lmprobe.dimension import massive_first_token
 from lmprobe.generate import not_applied
+from lmprobe.matching import Matching
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts
 from lmprobe.separability import MOST_RANDOM_PARAMETERS
@@ -32,16 +34,18 @@ class Options:
     n_permutations: int
     n_bootstrap: int
     seed: int
+    matching: Matching | None = None
 
 
 @dataclass(frozen=True)
 class Terrain:
-    """What was measured on one model: rows, tables by name, notes, and facts for the provenance."""
+    """What was measured on one model: rows, tables by name, notes, facts for the provenance, mean entropies by mode."""
 
     rows: list[Row]
     tables: Mapping[str, list[Row]]
     notes: list[str]
     facts: Row
+    means: Mapping[str, NDArray[np.float64]]
 
 
 def terrain_result(
@@ -74,7 +78,11 @@ def terrain_result(
         columns=tuple(name for name in COLUMNS if any(name in row for row in rows)),
         notes=(*_notes(options, packaged, found), *(note for each in found for note in each.notes)),
         provenance=facts,
-        tables={**tables, "separability_figure": tuple(_levels(found))},
+        tables={
+            **tables,
+            "separability_figure": tuple(_levels(found)),
+            **({} if options.matching is None else {"balance": options.matching.balance}),
+        },
         figures=_figures(options),
     )
 
@@ -131,9 +139,21 @@ def _notes(options: Options, packaged: bool, found: Sequence[Terrain]) -> list[s
             notes.append(
                 f"{other.first} against {other.second} leaves out {other.left_out} prompts of families with one only"
             )
-    if not main.paired:
+    matching = options.matching
+    if matching is not None:
+        where = "inside families" if matching.inside_families else "over all families"
+        after = [row for row in matching.balance if row["matching"] == "after"]
+        worst = max(abs(row["standardised_difference"]) for row in after)
+        notes.append(
+            f"matched in length {where}: {matching.n_pairs} pairs; standardised difference of the mean numbers of "
+            f"tokens at most {worst:.2f} (table 'balance')"
+        )
+    elif not main.paired:
         sizes = [np.mean([len(t.split()) for t in prompts.of(name).texts]) for name in (first, second)]
-        notes.append(f"prompts are not matched: {sizes[0]:.1f} words in {first}, {sizes[1]:.1f} in {second}")
+        notes.append(
+            f"prompts are not matched: {sizes[0]:.1f} words in {first}, {sizes[1]:.1f} in {second}; read the gap given "
+            "length and wording, or match them (--match-length)"
+        )
     return notes
 
 

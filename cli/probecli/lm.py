@@ -1,20 +1,14 @@
 """The lmprobe command. What a command needs is imported when it runs, so `--help` stays fast."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from probecli.group import ProbeGroup
+from probecli.lm_options import command_line
+from probecli.lm_potential import potential
+from probecli.lm_terrain import terrain
 from probecli.namesake import refuse_namesake
-from probecli.options import common
-from probecli.output import show
-
-MODEL_HELP = "A hub name or a folder as save_pretrained writes it; give it more than once to set models side by side."
-PROMPTS_HELP = (
-    "default (packaged), a CSV, TSV, JSONL or JSON file, or the name or folder of a data set (NAME or NAME:SPLIT); "
-    "columns text, category and, where there is one, family."
-)
 
 
 @click.group(cls=ProbeGroup)
@@ -24,71 +18,8 @@ def main() -> None:
     refuse_namesake()
 
 
-@main.command()
-@click.option("--model", "models", multiple=True, metavar="NAME_OR_FOLDER", help=MODEL_HELP)
-@click.option("--revision", help="Revision of a hub model (branch, tag or commit).")
-@click.option("--prompts", default="default", show_default=True, metavar="SOURCE", help=PROMPTS_HELP)
-@click.option("--tokens", type=click.IntRange(min=2), default=30, show_default=True, help="Most tokens to generate.")
-@click.option(
-    "--template",
-    type=click.Choice(["auto", "chat", "raw"]),
-    default="auto",
-    show_default=True,
-    help="How prompts are put to the model: auto takes the chat template where there is one.",
-)
-@click.option(
-    "--permutations",
-    type=click.IntRange(min=0),
-    default=999,
-    show_default=True,
-    help="Random exchanges of labels between prompts behind each p. 0: no p-value.",
-)
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Resamples of whole prompt families behind each interval. 0: no interval.",
-)
-@common
-def terrain(
-    models: tuple[str, ...],
-    revision: str | None,
-    prompts: str,
-    tokens: int,
-    template: str,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """How safe and risk prompts differ in entropy, states and dimension.
-
-    Generates for each prompt and reports, per model: the safe-risk gap in entropy at the prompt's end, over the
-    model's own text and over one common text, with its interval and p by prompt; effect sizes; alpha with its null;
-    how well each layer tells safe from risk, against word counts and length; dimension; convergence.
-
-    Without --model it runs on the packaged organisms: tiny synthetic models with planted, known behaviour.
-    """
-    from lmprobe.terrain import terrain as run
-
-    result = run(
-        models or None,
-        prompts,
-        revision=revision,
-        max_new_tokens=tokens,
-        template=template,  # type: ignore[arg-type]
-        n_permutations=permutations,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-        command=_command(),
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+for command in (terrain, potential):
+    main.add_command(command)
 
 
 @main.group(cls=ProbeGroup)
@@ -115,11 +46,5 @@ def organism_train(out: Path, seed: int, quick: bool, as_json: bool, quiet: bool
     def say(line: str) -> None:
         click.echo(line, err=True)
 
-    result = train_organisms(out, quick=quick, seed=seed, progress=None if quiet else say, command=_command())
+    result = train_organisms(out, quick=quick, seed=seed, progress=None if quiet else say, command=command_line())
     click.echo(result.to_json() if as_json else str(result))
-
-
-def _command() -> str:
-    """Return the command line without the path of the program and without paths of this machine."""
-    shown = [Path(word).name if "/" in word and Path(word).exists() else word for word in sys.argv[1:]]
-    return " ".join(["lmprobe", *shown])

@@ -1,0 +1,62 @@
+"""Options that lmprobe commands share, and the command line as a result shows it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MODEL_HELP = "A hub name or a folder as save_pretrained writes it; give it more than once to set models side by side."
+PROMPTS_HELP = (
+    "default (packaged), a CSV, TSV, JSONL or JSON file, or the name or folder of a data set (NAME or NAME:SPLIT); "
+    "columns text, category and, where there is one, family. The files of XSTest, HarmBench, AdvBench, self-instruct "
+    "and MT-Bench are read as they are. CATEGORY=SOURCE makes one category of a whole file; give it more than once."
+)
+
+_MEASURING = (
+    click.option("--prompts", multiple=True, metavar="SOURCE", help=PROMPTS_HELP),
+    click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, the cluster of tests."),
+    click.option("--revision", help="Revision of hub models (branch, tag or commit)."),
+    click.option("--tokens", type=click.IntRange(min=2), default=30, show_default=True, help="Most tokens to write."),
+    click.option(
+        "--template",
+        type=click.Choice(["auto", "chat", "raw"]),
+        default="auto",
+        show_default=True,
+        help="How prompts are put to the model: auto takes the chat template where there is one.",
+    ),
+    click.option(
+        "--permutations",
+        type=click.IntRange(min=0),
+        default=999,
+        show_default=True,
+        help="Random exchanges of labels between prompts behind each p. 0: no p-value.",
+    ),
+    click.option(
+        "--bootstrap",
+        type=click.IntRange(min=0),
+        default=1000,
+        show_default=True,
+        help="Resamples of whole prompt families behind each interval. 0: no interval.",
+    ),
+)  # fmt: skip
+
+
+def prompted(command: F) -> F:
+    """Add --prompts --family --revision --tokens --template --permutations --bootstrap, received by these names."""
+    for option in reversed(_MEASURING):
+        command = option(command)
+    return command
+
+
+def command_line() -> str:
+    """Return the command line without the path of the program and without paths of this machine."""
+    return " ".join(["lmprobe", *map(_shown, sys.argv[1:])])
+
+
+def _shown(word: str) -> str:
+    before, equals, path = word.rpartition("=")
+    return f"{before}{equals}{Path(path).name}" if "/" in path and Path(path).exists() else word

@@ -1,0 +1,313 @@
+"""`lmprobe potential`: how strongly, and where, aligned models differ from the base they share a tokenizer with.
+
+Conventions. Contexts are the prompts' ends, one sampled continuation of each prompt by the base, one by the aligned
+model, and one common text; the choice of contexts changes the strength, so all are reported. The prompt is the unit, a
+family the cluster. `strength` defines the estimators L1 to L5 and says what is identified, `mixing` makes the logits of
+V_base + lambda V_alignment. Intervals of L1, L3 and L4 hold the resamples of families and, on both sides, the most that
+a change as large as the null floor can move the estimate (Cauchy-Schwarz): resamples alone know nothing of what another
+training run would have given. Rows keep the interval of resamples alone as family_low, family_high.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmprobe.contrasts import Contrast, contrast
+from lmprobe.entropy import Entropies, family_interval
+from lmprobe.generate import continuation_ids, generate
+from lmprobe.loading import open_model
+from lmprobe.mixing import Pair, mixed, pair_models
+from lmprobe.models import LanguageModel, Template, wrap_model
+from lmprobe.potential_rows import Measured, effect_rows, strength_rows
+from lmprobe.prompts import Prompts, load_prompts, main_categories
+from lmprobe.score import log_softmax, scan_logits
+from probecore.errors import InputError
+from probecore.progress import meter
+from probecore.results import Result, Row
+from probecore.stats.bootstrap import cluster_weights
+from probecore.validation import at_least, codes_of
+
+Floats = NDArray[np.float64]
+Model = str | os.PathLike[str] | LanguageModel
+COMMON_TEXT = "Sure, here is a short plan."
+LAMBDAS = (0.0, 0.5, 1.0, 1.5)
+MOST_PARAMETERS = 2_000_000_000  # beyond it no second copy of the base is made for the rounding floor
+ROUNDING = "weights rounded to bfloat16"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all pairs: prompts, the contrast of their categories, resamples (prompts, 1 + B)."""
+
+    prompts: Prompts
+    contrast: Contrast
+    weights: Floats = field(repr=False)
+    n_families: int
+    lambdas: tuple[float, ...]
+    max_new_tokens: int
+    template: Template
+    seed: int
+
+
+def potential(
+    base: Model | None = None,
+    aligned: Sequence[Model] | Model | None = None,
+    prompts: str | FilePath | Prompts | None = None,
+    *,
+    null: Model | None = None,
+    lambdas: Sequence[float] = LAMBDAS,
+    max_new_tokens: int = 30,
+    template: Template = "auto",
+    revision: str | None = None,
+    n_permutations: int = 999,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = True,
+    command: str = "",
+) -> Result:
+    """Measure the strength of aligned models over their base and return a `Result` of kind "potential".
+
+    Parameters
+    ----------
+    base, aligned
+        Hub names, folders or opened models that share a tokenizer; several aligned models are checkpoints of one
+        lineage in their order, and the last is the anchor of L4. None takes the packaged organisms.
+    prompts
+        What `load_prompts` takes; None is the packaged set.
+    null
+        The base trained on without alignment (strength 0 by construction): the floor of every estimate. Without it the
+        floor is what rounding the weights to bfloat16 changes, which is far less than another training run.
+    lambdas
+        Strengths at which logits are mixed and the terrain is measured, for the last aligned model.
+    max_new_tokens, template, revision, n_permutations, n_bootstrap, seed, device, quiet
+        As `terrain` takes them; the chat template is the aligned model's.
+
+    Raises `InputError` for models that do not share a vocabulary, `DesignError` for too few prompts.
+    """
+    from lmprobe.potential_result import potential_result
+
+    at_least(max_new_tokens, 2, "max_new_tokens")
+    if not lambdas or not all(np.isfinite(lambdas)):
+        raise InputError(f"lambda must be at least 1 finite number; got {list(lambdas)}: for example 0 0.5 1")
+    packaged = base is None and aligned is None
+    if (base is None) != (aligned is None):
+        raise InputError("a strength needs a base and an aligned model; one was given: give both, or none")
+    if packaged:
+        base, aligned, null = _organisms(null)
+    named = [base, *(aligned if _is_list(aligned) else [aligned]), *([null] if null is not None else [])]
+    setting = _setting(prompts, lambdas, max_new_tokens, template, n_permutations, n_bootstrap, seed)
+    with meter(len(named) + 1, "models", quiet=quiet) as advance:
+        lms: list[LanguageModel] = []
+        for one in named:
+            opened = one if isinstance(one, LanguageModel) else open_model(
+                one, revision=revision, device=device, quiet=quiet  # type: ignore[arg-type]
+            )  # fmt: skip
+            lms.append(opened)
+            advance(1)
+        first, others = lms[0], lms[1 : len(lms) - (null is not None)]
+        pairs = [pair_models(first, other) for other in others]
+        floor = pair_models(first, lms[-1]) if null is not None else _rounded(first)
+        strengths = [_planted_strength(source) for source in named[: 1 + len(others)]]
+        measured, floor_measured, used = _measure(pairs, floor, setting, strengths)
+        rows = strength_rows(measured, floor_measured, setting, used)
+        effects = _effects(pairs[-1], setting, used, strengths)
+        rows += effect_rows(effects, measured[-1], setting, pairs[-1].aligned.name)
+        rows += _weight_rows(pairs[-1], setting, used)
+        advance(1)
+    return potential_result(rows, measured, pairs, setting, used, packaged, command)
+
+
+@dataclass(frozen=True)
+class Used:
+    """The contexts: token rows and where the scored part of each begins, by mode; the same for all models.
+
+    ids : (N) formatted prompts. rewards : (N,) planted rewards or None. floor_name : what the floor is.
+    """
+
+    ids: list[list[int]] = field(repr=False)
+    rewards: Floats | None
+    floor_name: str
+    n_bytes: Floats
+
+
+def _measure(
+    pairs: Sequence[Pair], floor: Pair | None, setting: Setting, strengths: Sequence[float | None]
+) -> tuple[list[Measured], Measured | None, Used]:
+    """Return what every pair shows at all contexts, the floor's likewise, and the contexts."""
+    from lmprobe.organisms.tilt import refusal_ids, rewards
+
+    texts, base = setting.prompts.texts, pairs[0].base
+    common = continuation_ids(base, COMMON_TEXT)
+    room = max(setting.max_new_tokens, len(common))
+    ids = pairs[-1].format_all(texts, setting.template, room)
+    for pair in pairs:
+        pair.aligned.format_all(ids, None, "raw", room)
+    planted = rewards(texts) if all(s is not None for s in strengths) else None
+    refusing = refusal_ids(base.tokenizer) if planted is not None else []
+    sampled: dict[str, Any] = {
+        "max_new_tokens": setting.max_new_tokens, "temperature": 1.0, "layers": (), "template": "raw",
+        "seed": setting.seed,
+    }  # fmt: skip
+    base_text = generate(base, ids, **sampled)
+    models = [pair.aligned for pair in pairs] + ([floor.aligned] if floor is not None else [])
+    n, n_pairs = len(texts), len(pairs)
+    found = [
+        Measured(model.name, strengths[0], strengths[1 + k] if k < n_pairs else None) for k, model in enumerate(models)
+    ]
+    anchor = models[n_pairs - 1]
+
+    def read(mode: str, texts_of: Sequence[Sequence[int]], whose: Sequence[int]) -> None:
+        """Score the models `whose` (numbers) on the same contexts, with base and anchor."""
+        involved = [base, anchor, *(models[k] for k in whose)]
+        for k in whose:
+            found[k].start(mode, n, reward=planted is not None and mode == "prompt end")
+
+        def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
+            log_b, log_anchor, *log_m = (log_softmax(each, i) for each in logits)
+            reward = None
+            if planted is not None and mode == "prompt end":
+                reward = torch.zeros_like(log_b)
+                reward[:, refusing] = float(planted[i])
+            for k, own in zip(whose, log_m, strict=True):
+                found[k].add(mode, i, own, log_b, log_anchor, tokens, reward)
+
+        rows = [[*row, *text] for row, text in zip(ids, texts_of, strict=True)]
+        scan_logits(involved, rows, [len(row) for row in ids], keep)
+
+    everyone = list(range(len(models)))
+    read("prompt end", [common[:1]] * n, everyone)
+    read("common text", [common] * n, everyone)
+    read("base text", base_text.tokens, everyone)
+    n_bytes = np.zeros((len(models), n))
+    for k, model in enumerate(models):
+        own_text = generate(model, ids, **sampled)
+        read("aligned text", own_text.tokens, [k])
+        n_bytes[k] = [len(text.encode()) for text in own_text.texts]
+    name = "" if floor is None else ROUNDING if floor.aligned.name.endswith(ROUNDING) else floor.aligned.name
+    return found[:n_pairs], (found[-1] if floor is not None else None), Used(ids, planted, name, n_bytes)
+
+
+def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float | None]) -> list[Row]:
+    """Return entropies of the mixture at every lambda: {"lambda", "entropies", "planted"}."""
+    from lmprobe.organisms.truth import planted_traces
+    from lmprobe.score import score
+
+    known = strengths[0] == 0.0 and strengths[-1] is not None and used.rewards is not None
+    words = [str(w) for w in pair.base.tokenizer.convert_ids_to_tokens(continuation_ids(pair.base, COMMON_TEXT))]
+    found: list[Row] = []
+    for value in setting.lambdas:
+        with mixed(pair, value) as lm:
+            own = generate(
+                lm, used.ids, max_new_tokens=setting.max_new_tokens, layers=(), template="raw",
+                use_cache=pair.use_cache, seed=setting.seed,
+            )  # fmt: skip
+            forced = score(lm, used.ids, COMMON_TEXT, template="raw")
+        traces = {"prompt end": own.entropy[:, :1], "own text": own.entropy, "common text": forced.entropy}
+        planted = None
+        if known:
+            tilt = value * float(strengths[-1])  # type: ignore[arg-type]
+            texts = setting.prompts.texts
+            greedy = planted_traces(texts, tilt, tokens=setting.max_new_tokens)
+            along = planted_traces(texts, tilt, words)
+            if greedy is not None and along is not None:
+                planted = Entropies({"prompt end": greedy[:, :1], "own text": greedy, "common text": along}, 0.0)
+        log_v = float(np.log(lm.vocabulary))
+        found.append({"lambda": value, "entropies": Entropies(traces, log_v), "planted": planted, "texts": own.texts})
+    return found
+
+
+def _weight_rows(pair: Pair, setting: Setting, used: Used) -> list[Row]:
+    """Return how far weights interpolated half way are from logits interpolated half way, at the prompts' ends."""
+    ours, theirs = pair.base.model.state_dict(), pair.aligned.model.state_dict()
+    same = ours.keys() == theirs.keys() and all(ours[name].shape == theirs[name].shape for name in ours)
+    if not same or int(pair.base.info["parameters"]) > MOST_PARAMETERS:
+        return []
+    half = copy.deepcopy(pair.base.model)
+    with torch.no_grad():
+        for name, tensor in half.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_((ours[name].float() + theirs[name].to(ours[name].device).float()) / 2)
+    middle = wrap_model(half, pair.base.tokenizer, name="weights half way")
+    n = len(setting.prompts)
+    values, whole = np.zeros(n), np.zeros(n)
+
+    def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
+        log_b, log_a, log_w = (log_softmax(each, i) for each in logits)
+        log_mix = torch.log_softmax((log_b + log_a) / 2, dim=-1)
+        values[i] = float((log_mix.exp() * (log_mix - log_w)).sum())
+        whole[i] = float((log_mix.exp() * (log_mix - log_b)).sum())
+
+    rows = [[*row, 0] for row in used.ids]
+    scan_logits([pair.base, pair.aligned, middle], rows, [len(row) for row in used.ids], keep)
+    low, high = family_interval(values, setting.prompts.families)
+    return [
+        {
+            "metric": "KL(logits half way || weights half way), prompt end (nats)", "measure": "weight interpolation",
+            "model": pair.aligned.name, "mode": "prompt end", "value": float(values.mean()), "ci_low": low,
+            "ci_high": high, "control": float(whole.mean()), "control_name": "KL(logits half way || base)",
+            "p_value": None, "p_note": "a distance has no null", "n_prompts": n, "detail": True,
+        }
+    ]  # fmt: skip
+
+
+def _setting(
+    prompts: str | FilePath | Prompts | None,
+    lambdas: Sequence[float],
+    max_new_tokens: int,
+    template: Template,
+    n_permutations: int,
+    n_bootstrap: int,
+    seed: int,
+) -> Setting:
+    given = load_prompts("default" if prompts is None else prompts)
+    first, second = main_categories(given)
+    main = contrast(given, first, second, n_permutations=n_permutations, n_bootstrap=n_bootstrap, seed=seed)
+    families = codes_of(given.families)[0]
+    drawn = cluster_weights(families, at_least(n_bootstrap, 0, "n_bootstrap"), seed=seed).T
+    weights = np.concatenate([np.ones((len(given), 1)), drawn], axis=1)
+    n_families = len(np.unique(families))
+    return Setting(given, main, weights, n_families, tuple(lambdas), max_new_tokens, template, seed)
+
+
+def _rounded(base: LanguageModel) -> Pair | None:
+    """Return base and a copy with weights rounded to bfloat16; None where that is too large or changes nothing."""
+    if int(base.info["parameters"]) > MOST_PARAMETERS or base.dtype not in (torch.float32, torch.float64):
+        return None
+    twin = copy.deepcopy(base.model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.copy_(parameter.bfloat16().to(parameter.dtype))
+    return pair_models(base, wrap_model(twin, base.tokenizer, name=f"{base.name}, {ROUNDING}"))
+
+
+def _organisms(null: Model | None) -> tuple[Model, list[Model], Model]:
+    from lmprobe.organisms.folder import packaged_organisms
+    from lmprobe.organisms.null import null_organism
+
+    base, *aligned = (each.folder for each in packaged_organisms())
+    return base, list(aligned), null_organism().folder if null is None else null
+
+
+def _planted_strength(source: Any) -> float | None:  # noqa: ANN401
+    """Return the planted strength of an organism's folder, None for every other model."""
+    from lmprobe.organisms.folder import TRUTH, read_organism
+
+    if isinstance(source, LanguageModel) or not (FilePath(source) / TRUTH).is_file():
+        return None
+    strength = read_organism(FilePath(source)).truth.get("strength")
+    return None if strength is None else float(strength)
+
+
+def _is_list(aligned: Any) -> bool:  # noqa: ANN401
+    return isinstance(aligned, Sequence) and not isinstance(aligned, str)

@@ -1,0 +1,337 @@
+"""Rows of `lmprobe potential`: strengths by estimator and context, and what the strength does to the terrain.
+
+Conventions. A row belongs to one aligned `model`; `planted` is the exact value of an organism on the same prompts,
+`floor` what the same estimator reads where nothing was aligned. `above_floor` compares the interval over families with
+the floor's. No row has a p of strength 0: over fixed models every difference is sure, and says nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmprobe.contrasts import gap
+from lmprobe.entropy import Entropies, gap_rows, variance_rows
+from lmprobe.strength import (
+    JEFFREYS_FLOOR,
+    Moments,
+    Path,
+    dose,
+    explained,
+    given_reward,
+    jeffreys,
+    log_ratio,
+    off_path,
+    relative,
+    tilted,
+    unit_gauge,
+)
+from probecore.results import Row
+from probecore.stats.bootstrap import expanded_interval
+
+if TYPE_CHECKING:
+    from lmprobe.potential import Setting, Used
+
+Floats = NDArray[np.float64]
+Estimator = Callable[[Floats], Floats]
+MODES = ("prompt end", "common text", "base text", "aligned text")
+WITH_PATH = ("prompt end", "common text")  # the path's grid costs 29 passes over the vocabulary
+NO_TEST = "no p of strength 0: read value and interval against the floor"
+ALL = "all"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Sums of one aligned model over all contexts, by mode; base_strength, strength : planted ones, None if unknown.
+
+    taken : (N,) log-ratio of the tokens of the text, summed over it.
+    """
+
+    name: str
+    base_strength: float | None
+    strength: float | None
+    moments: dict[str, Moments] = field(default_factory=dict, repr=False)
+    paths: dict[str, Path] = field(default_factory=dict, repr=False)
+    taken: dict[str, Floats] = field(default_factory=dict, repr=False)
+
+    def start(self, mode: str, n: int, *, reward: bool) -> None:
+        """Make room for a mode of n prompts."""
+        self.moments[mode] = Moments.empty(n, reward=reward)
+        self.taken[mode] = np.zeros(n)
+        if mode in WITH_PATH:
+            self.paths[mode] = Path.empty(n)
+
+    def add(
+        self, mode: str, prompt: int, log_m: Tensor, log_b: Tensor, log_anchor: Tensor, tokens: Tensor,
+        reward: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Add the contexts of one prompt: log-probabilities (contexts, vocabulary), tokens (contexts,)."""
+        self.moments[mode].add(prompt, log_m, log_b, reward)
+        ell = log_ratio(log_m, log_b).gather(1, tokens.to(log_m.device)[:, None])
+        self.taken[mode][prompt] += float(ell.sum())
+        if mode in WITH_PATH:
+            self.paths[mode].add(prompt, log_m, log_b, log_anchor)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Weights of the prompts of some categories: (N, 1 + B), column 0 all of them once."""
+
+    words: str
+    weights: Floats = field(repr=False)
+    n_prompts: int
+    n_families: int
+
+    def estimate(self, estimator: Estimator) -> tuple[float | None, float | None, float | None]:
+        """Return value and family bootstrap interval."""
+        values = estimator(self.weights)
+        value = float(values[0]) if np.isfinite(values[0]) else None
+        if value is None or values.shape[0] < 3 or not np.isfinite(values).all():
+            return value, None, None
+        low, high = expanded_interval(values[1:], self.n_families)
+        return value, min(low, value), max(high, value)
+
+
+def strength_rows(measured: Sequence[Measured], floor: Measured | None, setting: Setting, used: Used) -> list[Row]:
+    """Return the rows of L1 to L5 of every aligned model, and the difference between categories with its p."""
+    rows: list[Row] = []
+    groups = _groups(setting)
+    anchor = measured[-1]
+    for k, own in enumerate(measured):
+        if used.rewards is not None:
+            rows += _reward_rows(own, floor, groups[setting.contrast.first], setting, used)
+        for group in groups.values():
+            for mode in own.moments:
+                rows.append(_unit_row(own, floor, group, mode, setting, used))
+        rows.append(_where(own, setting))
+        if len(measured) > 1:
+            for mode in WITH_PATH:
+                rows += _relative_rows(own, anchor, floor, groups[ALL], mode, setting, used)
+        rows += _dose_rows(own, floor, groups, used.n_bytes[k], used)
+    return rows
+
+
+def effect_rows(effects: Sequence[Row], own: Measured, setting: Setting, model: str) -> list[Row]:
+    """Return gaps and alpha of the mixture at every lambda, and its divergence from the base."""
+    rows: list[Row] = []
+    everyone = _groups(setting)[ALL]
+    for one in effects:
+        value, entropies, planted = one["lambda"], one["entropies"], one["planted"]
+        known: Entropies | None = planted
+        found = gap_rows(entropies, setting.contrast, known)
+        found += [
+            row for row in variance_rows(entropies, setting.contrast, known, seed=setting.seed)
+            if row.get("reading") == "A1" and row["mode"] == "own text"
+        ]  # fmt: skip
+        for row in found:
+            shown = row["mode"] != "common text" and row["measure"] != "LVR"
+            rows.append({**row, "metric": f"{row['metric']}, mixed", "lambda": value, "model": f"{model} x {value:g}",
+                         "quantity": row["metric"], "detail": not shown})  # fmt: skip
+        divergence, low, high = everyone.estimate(
+            lambda w, at=value: tilted(own.paths["prompt end"], own.moments["prompt end"], w, at)  # type: ignore[misc]
+        )
+        rows.append({
+            "metric": "KL(mixed || base), prompt end (nats)", "measure": "divergence", "model": f"{model} x {value:g}",
+            "lambda": value, "quantity": "KL(lambda || base), prompt end (nats)", "mode": "prompt end",
+            "value": divergence, "ci_low": low, "ci_high": high, "p_value": None, "p_note": NO_TEST,
+            "n_prompts": everyone.n_prompts, "n_families": everyone.n_families, "detail": True,
+        })  # fmt: skip
+    return rows
+
+
+def _groups(setting: Setting) -> dict[str, Sums]:
+    categories = np.asarray(setting.prompts.categories)
+    families = np.asarray(setting.prompts.families)
+    groups: dict[str, Sums] = {}
+    for name in (*setting.prompts.counts, ALL):
+        mask = np.ones(len(categories), dtype=bool) if name == ALL else categories == name
+        weights = setting.weights * mask[:, None]
+        keep = weights.sum(0) > 0  # a resample may hold no prompt of a small category
+        groups[name] = Sums(name, weights[:, keep], int(mask.sum()), len(np.unique(families[mask])))
+    return groups
+
+
+def _reward_rows(own: Measured, floor: Measured | None, group: Sums, setting: Setting, used: Used) -> list[Row]:
+    """Return L1, R2 and L2 under the planted reward, over the prompts that can earn it."""
+    mode = "prompt end"
+    moments = own.moments[mode]
+    exact = _planted_moments(own, setting)
+    assert own.strength is not None and own.base_strength is not None
+    wide = _noise(floor, moments, group, mode)
+    rows = []
+    value, low, high = group.estimate(lambda w: given_reward(moments, w))
+    row = _row(own, "lambda L1, given reward", "L1", mode, group, value, low, high, detail=False)
+    row |= _widened(value, low, high, wide)
+    row |= _floor(floor, group, lambda m, w: given_reward(m.moments[mode], w), used)
+    rows.append(row | {"planted": own.strength - own.base_strength})
+    value, low, high = group.estimate(lambda w: explained(moments, w))
+    row = _row(own, "R2 of the tilt along the reward", "R2", mode, group, value, low, high, detail=False)
+    row |= _floor(floor, group, lambda m, w: explained(m.moments[mode], w), used)
+    rows.append(row | {"planted": None if exact is None else _first(explained(exact, group.weights))})
+    value, low, high = group.estimate(lambda w: jeffreys(moments, w))
+    row = _row(own, "lambda L2, Jeffreys", "L2", mode, group, value, low, high, detail=True)
+    divergence = float((moments.kl_ab + moments.kl_ba) @ group.weights[:, 0])
+    if floor is not None:
+        noise = floor.moments[mode]
+        least = float((noise.kl_ab + noise.kl_ba) @ group.weights[:, 0])
+        if divergence < JEFFREYS_FLOOR * least:
+            row |= {"value": None, "ci_low": None, "ci_high": None}
+            row["value_note"] = f"the divergence is below {JEFFREYS_FLOOR:g} times that of the floor: noise over noise"
+    return [*rows, row | {"planted": own.strength - own.base_strength}]
+
+
+def _unit_row(own: Measured, floor: Measured | None, group: Sums, mode: str, setting: Setting, used: Used) -> Row:
+    moments = own.moments[mode]
+    value, low, high = group.estimate(lambda w: unit_gauge(moments, w))
+    shown = mode == "prompt end" and group.words in (setting.contrast.first, setting.contrast.second)
+    name = f"lambda L3, unit gauge, {group.words}" + ("" if mode == "prompt end" else f", {mode}") + " (nats)"
+    row = _row(own, name, "L3", mode, group, value, low, high, detail=not shown)
+    row |= _floor(floor, group, lambda m, w: unit_gauge(m.moments[mode], w), used)
+    row |= _widened(value, low, high, row.get("floor"), least=0.0)
+    if mode == "prompt end":
+        exact = _planted_moments(own, setting)
+        row |= {} if exact is None else {"planted": _first(unit_gauge(exact, group.weights))}
+    return row
+
+
+def _where(own: Measured, setting: Setting) -> Row:
+    """Return where alignment acts: Var_b ell at the prompt's end, first category minus second, with its p."""
+    moments, main = own.moments["prompt end"], setting.contrast
+    values = moments.variance[main.items]
+    found = main.interval(gap(values))
+    p = main.p_value(gap(values))
+    row: Row = {
+        "metric": f"Var_b log-ratio, {main.first} - {main.second}, prompt end", "measure": "where", "model": own.name,
+        "mode": "prompt end", "value": main.observed(gap(values)), "ci_low": None if found is None else found[0],
+        "ci_high": None if found is None else found[1], "p_value": p, "n_prompts": main.n_prompts,
+        "n_families": main.n_families, "detail": False,
+    }  # fmt: skip
+    if p is None:
+        row["p_note"] = main.reason
+    exact = _planted_moments(own, setting)
+    return row | ({} if exact is None else {"planted": main.observed(gap(exact.variance[main.items]))})
+
+
+def _relative_rows(
+    own: Measured, anchor: Measured, floor: Measured | None, group: Sums, mode: str, setting: Setting, used: Used
+) -> list[Row]:
+    """Return L4 and the residual; of the anchor itself they are 1 and 0 by construction."""
+    path, shown = own.paths[mode], mode == "prompt end"
+    words = "" if shown else f", {mode}"
+    if own is anchor:
+        row = _row(own, f"lambda L4, relative{words}", "L4", mode, group, 1.0, None, None, detail=not shown)
+        return [row | {"ci_note": "the anchor: 1 by construction", "p_note": "the anchor: 1 by construction"}]
+    value, low, high = group.estimate(lambda w: relative(path, w))
+    row = _row(own, f"lambda L4, relative{words}", "L4", mode, group, value, low, high, detail=not shown)
+    row["anchor"] = anchor.name
+    wide = None
+    if floor is not None:
+        gauge = _first(unit_gauge(anchor.moments[mode], group.weights))
+        noise = _first(unit_gauge(floor.moments[mode], group.weights))
+        wide = None if not gauge or noise is None else noise / gauge
+    row |= _widened(value, low, high, wide)
+    row |= _floor(floor, group, lambda m, w: relative(m.paths[mode], w), used)
+    steps = (own.base_strength, own.strength, anchor.strength)
+    if used.rewards is not None and shown and None not in steps and steps[2] != steps[0]:
+        row["planted"] = (steps[1] - steps[0]) / (steps[2] - steps[0])  # type: ignore[operator]
+    value, low, high = group.estimate(lambda w: off_path(path, w))
+    left = _row(own, f"share of KL off the path{words}", "off path", mode, group, value, low, high, detail=not shown)
+    left |= _floor(floor, group, lambda m, w: off_path(m.paths[mode], w), used)
+    return [row, left | ({"planted": 0.0} if "planted" in row else {})]
+
+
+def _dose_rows(
+    own: Measured, floor: Measured | None, groups: dict[str, Sums], n_bytes: Floats, used: Used
+) -> list[Row]:
+    """Return L5: KL(aligned || base) by token in each mode, by response and by byte of the aligned model's text."""
+    rows = []
+    for group in groups.values():
+        for mode, moments in own.moments.items():
+            value, low, high = group.estimate(lambda w, m=moments: dose(m, w))  # type: ignore[misc]
+            name = f"L5 KL(aligned || base) a token, {group.words}, {mode} (nats)"
+            row = _row(own, name, "L5", mode, group, value, low, high, detail=True)
+            rows.append(row | _floor(floor, group, lambda m, w, at=mode: dose(m.moments[at], w), used))  # type: ignore[misc]
+        text = own.moments["aligned text"]
+        per = {
+            "response": lambda w, t=text: (t.kl_ab @ w) / w.sum(0),
+            "byte": lambda w, t=text: (t.kl_ab @ w) / (n_bytes @ w),
+        }
+        for words, estimator in per.items():
+            value, low, high = group.estimate(estimator)
+            name = f"L5 KL(aligned || base) a {words}, {group.words} (nats)"
+            rows.append(_row(own, name, "L5", "aligned text", group, value, low, high, detail=words == "byte"
+                             or group.words == ALL or group.words not in list(groups)[:2]))  # fmt: skip
+        taken = own.taken["aligned text"]
+        value, low, high = group.estimate(lambda w, t=taken: (t @ w) / w.sum(0))  # type: ignore[misc]
+        name = f"log-ratio of the aligned model's own responses, {group.words} (nats)"
+        rows.append(_row(own, name, "log-ratio", "aligned text", group, value, low, high, detail=True))
+    return rows
+
+
+def _planted_moments(own: Measured, setting: Setting) -> Moments | None:
+    """Return the exact moments of an organism's first word on these prompts; None for other models or prompts."""
+    from lmprobe.organisms.tilt import first_words, rewards
+
+    if own.strength is None or own.base_strength is None or rewards(setting.prompts.texts) is None:
+        return None
+    exact = Moments.empty(len(setting.prompts), reward=True)
+    for i, text in enumerate(setting.prompts.texts):
+        log_b, log_a, reward = first_words(text, own.base_strength, own.strength)
+        exact.add(i, *(torch.tensor(x)[None] for x in (log_a, log_b, reward)))
+    return exact
+
+
+def _noise(floor: Measured | None, moments: Moments, group: Sums, mode: str) -> float | None:
+    """Return the most that a change of the floor's size can move L1: sd_b(noise) / sd_b(reward)."""
+    if floor is None or moments.spread is None:
+        return None
+    spread = float(moments.spread @ group.weights[:, 0]) / float(moments.n @ group.weights[:, 0])
+    noise = _first(unit_gauge(floor.moments[mode], group.weights))
+    return None if noise is None or not spread > 0 else noise / float(np.sqrt(spread))
+
+
+def _widened(
+    value: float | None, low: float | None, high: float | None, by: float | None, least: float | None = None
+) -> Row:
+    """Return the interval with the floor on both sides, and that of the resamples alone."""
+    row: Row = {"family_low": low, "family_high": high, "widened_by": by}
+    if low is None or high is None or by is None:
+        return row
+    row |= {"ci_low": low - by, "ci_high": high + by}
+    if least is not None:
+        row["ci_low"] = max(row["ci_low"], least)
+    return row
+
+
+def _floor(floor: Measured | None, group: Sums, of: Callable[[Measured, Floats], Floats], used: Used) -> Row:
+    """Return what the estimator reads where nothing was aligned, with its interval over families."""
+    if floor is None:
+        return {"floor": None, "floor_note": "no floor: give null, a base trained on without alignment"}
+    value, low, high = group.estimate(lambda w: of(floor, w))
+    return {"floor": value, "floor_low": low, "floor_high": high, "floor_name": used.floor_name}
+
+
+def _row(
+    own: Measured, metric: str, measure: str, mode: str, group: Sums, value: float | None, low: float | None,
+    high: float | None, *, detail: bool,
+) -> Row:  # fmt: skip
+    row: Row = {
+        "metric": metric, "measure": measure, "model": own.name, "mode": mode, "category": group.words, "value": value,
+        "ci_low": low, "ci_high": high, "p_value": None, "p_note": NO_TEST, "n_prompts": group.n_prompts,
+        "n_families": group.n_families, "detail": detail,
+    }  # fmt: skip
+    if value is None:
+        row["value_note"] = "not defined on these contexts: nothing varies, or the place lies outside the path's grid"
+    elif low is None:
+        row["ci_note"] = "no interval: the estimate is undefined in some resamples, or none were asked for"
+    return row
+
+
+def _first(values: Floats) -> float | None:
+    return float(values[0]) if np.isfinite(values[0]) else None

@@ -54,7 +54,8 @@ def dimension_rows(
     coordinates and standardised.
     """
     x = np.asarray(states, dtype=np.float64)
-    common: Row = {"layer": layer, "unit": "prompt", "p_value": None, "p_note": NO_TEST}
+    common: Row = {"layer": layer, "unit": "prompt", "n_families": len(set(families))}
+    common |= {"p_value": None, "p_note": NO_TEST}
     try:
         spectrum = covariance_spectrum(x)
     except DesignError as error:

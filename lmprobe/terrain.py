@@ -101,7 +101,7 @@ def terrain(
     at_least(n_bootstrap, 0, "n_bootstrap")
     given = load_prompts("default" if prompts is None else prompts)
     wanted = _wanted(models)
-    names = _names(wanted)
+    names = model_names(wanted)
     matching = None if match_length is None else _matched(given, wanted, names, match_length, revision, quiet)
     given = given if matching is None else matching.prompts
     options = Options(
@@ -310,7 +310,7 @@ def _wanted(models: Sequence[Model] | Model | None) -> list[Model]:
     return list(models)
 
 
-def _names(models: Sequence[Model]) -> list[str]:
+def model_names(models: Sequence[Model]) -> list[str]:
     """Return a short name of each model, different ones for different models: folders by their last part."""
     names: list[str] = []
     for model in models:

@@ -7,6 +7,7 @@ import click
 from probecli.group import ProbeGroup
 from probecli.lm_options import command_line
 from probecli.lm_potential import potential
+from probecli.lm_reproduce import reproduce
 from probecli.lm_terrain import terrain
 from probecli.namesake import refuse_namesake
 
@@ -18,7 +19,7 @@ def main() -> None:
     refuse_namesake()
 
 
-for command in (terrain, potential):
+for command in (terrain, potential, reproduce):
     main.add_command(command)
 
 

@@ -59,4 +59,5 @@ def command_line() -> str:
 
 def _shown(word: str) -> str:
     before, equals, path = word.rpartition("=")
-    return f"{before}{equals}{Path(path).name}" if "/" in path and Path(path).exists() else word
+    local = "/" in path and (Path(path).is_absolute() or path.startswith((".", "~")) or Path(path).exists())
+    return f"{before}{equals}{Path(path).name}" if local else word

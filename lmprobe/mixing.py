@@ -67,7 +67,17 @@ def pair_models(base: LanguageModel, aligned: LanguageModel) -> Pair:
             f"{widths[1]:,}: resize the token embeddings of one of them"
         )
     stops = tuple(sorted({*base.stop_ids, *aligned.stop_ids}))
-    return Pair(replace(base, stop_ids=stops), replace(aligned, stop_ids=stops))
+    return Pair(_together(base, aligned, stops), _together(aligned, base, stops))
+
+
+def _together(lm: LanguageModel, other: LanguageModel, stops: tuple[int, ...]) -> LanguageModel:
+    """Return a model that is padded on the left only where the other may be as well: a batch is given to both."""
+    theirs = other.certificate.check("left padding")
+    certificate = lm.certificate
+    if theirs.holds is not True:
+        checks = tuple(theirs if check.name == "left padding" else check for check in certificate.checks)
+        certificate = replace(certificate, checks=checks)
+    return replace(lm, stop_ids=stops, certificate=certificate)
 
 
 def mix_logits(base: Tensor, aligned: Tensor, strength: float) -> Tensor:

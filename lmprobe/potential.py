@@ -4,8 +4,9 @@ Conventions. Contexts are the prompts' ends, one sampled continuation of each pr
 model, and one common text; the choice of contexts changes the strength, so all are reported. The prompt is the unit, a
 family the cluster. `strength` defines the estimators L1 to L5 and says what is identified, `mixing` makes the logits of
 V_base + lambda V_alignment. Intervals of L1, L3 and L4 hold the resamples of families and, on both sides, the most that
-a change as large as the null floor can move the estimate (Cauchy-Schwarz): resamples alone know nothing of what another
-training run would have given. Rows keep the interval of resamples alone as family_low, family_high.
+a change 1.25 times as large as the null floor can move the estimate (Cauchy-Schwarz for L1, the triangle inequality for
+L3, to first order for L4): resamples alone know nothing of what another training run would have given. Rows keep the
+interval of resamples alone as family_low, family_high.
 """
 
 from __future__ import annotations

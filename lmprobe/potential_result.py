@@ -61,14 +61,23 @@ def potential_result(
                 row for row in rows
                 if row["measure"] == "L3" and row["mode"] == "prompt end" and row["category"] != ALL
             ),
-            "lambda": tuple(
-                {**row, "gap": row["value"], "panel": row["mode"]} for row in rows
-                if "lambda" in row and row["measure"] == "entropy gap"
-            ),
+            "lambda": tuple(_curves(rows)),
             "log_ratios": tuple(_by_prompt(measured, setting)),
         },
-        figures=_figures(setting, any(row.get("planted") is not None for row in rows)),
+        figures=_figures(setting),
     )  # fmt: skip
+
+
+def _curves(rows: Sequence[Row]) -> list[Row]:
+    """Return the gap of the mixture by lambda, a series for every mode, and one for what was planted."""
+    gaps = [row for row in rows if "lambda" in row and row["measure"] == "entropy gap"]
+    keys = ("lambda", "ci_low", "ci_high", "p_value", "n_prompts")
+    found: list[Row] = [{"series": row["mode"], "gap": row["value"], **{k: row[k] for k in keys}} for row in gaps]
+    return found + [
+        {"series": f"{row['mode']}, planted", "lambda": row["lambda"], "gap": row["planted"], "ci_low": None,
+         "ci_high": None}
+        for row in gaps if row.get("planted") is not None
+    ]  # fmt: skip
 
 
 def _by_prompt(measured: Sequence[Measured], setting: Setting) -> list[Row]:
@@ -127,7 +136,7 @@ def _notes(pairs: Sequence[Pair], setting: Setting, used: Used, packaged: bool) 
     return tuple(notes)
 
 
-def _figures(setting: Setting, planted: bool) -> tuple[Figure, ...]:
+def _figures(setting: Setting) -> tuple[Figure, ...]:
     main = setting.contrast
     return (
         Figure(
@@ -140,7 +149,7 @@ def _figures(setting: Setting, planted: bool) -> tuple[Figure, ...]:
             "gap_by_lambda", "lines", "lambda", f"Entropy gap, {main.first} - {main.second}, by lambda",
             "Gap of the mixture (1 - lambda) base + lambda aligned. 0 and 1 are the models themselves. The band is the "
             ".95 family bootstrap interval.",
-            {"x": "lambda", "y": "gap", "series": "panel", "reference": 0.0, "x_title": "Lambda",
+            {"x": "lambda", "y": "gap", "series": "series", "reference": 0.0, "x_title": "Lambda",
              "y_title": "Gap (nats)"},
         ),
     )  # fmt: skip

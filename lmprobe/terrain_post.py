@@ -25,8 +25,6 @@ from lmprobe.post_claims import (
     ANNOTATION,
     AXIS,
     CLAIMS,
-    MODELS,
-    N_CLASS,
     ORDER,
     PAIR,
     ROLES,
@@ -274,19 +272,19 @@ def _means(measured: Result, name: str, prompts: Prompts) -> dict[str, Floats]:
 
 def _alpha_table(measured: Result, run: Run) -> tuple[Row, ...]:
     rows: list[Row] = []
-    n = (int((~run.main.is_first).sum()), int(run.main.is_first.sum()))
-    low, high = alpha_null_interval(*n)
-    printed = alpha_null_interval(N_CLASS, N_CLASS)
+    low, high = alpha_null_interval(int((~run.main.is_first).sum()), int(run.main.is_first.sum()))
     for role, name in run.names.items():
         row = next(r for r in measured.rows if r["model"] == name and r["metric"] == "alpha A1, between prompts")
-        label = f"{role} ({name})"
-        if row["value"] is not None:
-            rows.append({"label": label, "series": "measured", "value": row["value"], "ci_low": row["ci_low"],
-                         "ci_high": row["ci_high"]})  # fmt: skip
-        rows.append({"label": label, "series": "nothing differs, normal values", "value": 0.0, "ci_low": low,
-                     "ci_high": high})  # fmt: skip
-        rows.append({"label": label, "series": f"printed for {MODELS[role]}, null range of 20 + 20",
-                     "value": ALPHAS[role], "ci_low": printed[0], "ci_high": printed[1]})  # fmt: skip
+        shared: Row = {"label": f"{role} ({name})"}
+        values = (
+            ("measured", row["value"], row["ci_low"], row["ci_high"]),
+            ("when nothing differs", 0.0, low, high),
+            ("printed in the post", ALPHAS[role], None, None),
+        )
+        rows += [
+            {**shared, "series": series, "value": value, "ci_low": left, "ci_high": right}
+            for series, value, left, right in values if value is not None
+        ]  # fmt: skip
     return tuple(rows)
 
 

@@ -35,7 +35,7 @@ def depth_rows(
         return [], [], "no C6: the read-out of this model is not certified"
     if len(states) < 3:
         return [], [], "no C6: a slope over depth needs at least 2 layers before the last"
-    tensors = [torch.from_numpy(np.ascontiguousarray(values)) for values in states.values()]
+    tensors = [torch.tensor(np.asarray(values)) for values in states.values()]
     lens = logit_lens(tensors, lambda _, part: read_out(lm, part), rows=ROWS)
     distance = lens.kl_to_final[:-1]
     slopes = [slope(np.log(np.maximum(path, 1e-12))) for path in distance.T]

@@ -8,6 +8,7 @@ The numbers of the printed table are the headline; rows with `detail` true (sing
 readings, every layer, control contrasts) are in the JSON object, in the files and in `result.rows`.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from itertools import combinations
@@ -125,6 +126,10 @@ def terrain(
         check_lineage([each.facts for each in found])
         found[-1].rows.extend(
             trend_rows([each.means for each in found], options.contrasts[0], f"{names[0]} to {names[-1]}")
+        )
+        found[-1].notes.append(
+            f"trend over {len(found)} checkpoints: its interval is about new prompts, its p about the order of the "
+            f"checkpoints, of which {len(found)} can give none below {2 / math.factorial(len(found)):.2g}"
         )
     return terrain_result(found, names, options, models is None, command)
 

@@ -29,7 +29,7 @@ from lmprobe.generate import continuation_ids, generate
 from lmprobe.loading import open_model
 from lmprobe.mixing import Pair, mixed, pair_models
 from lmprobe.models import LanguageModel, Template, wrap_model
-from lmprobe.potential_rows import Measured, effect_rows, strength_rows
+from lmprobe.potential_rows import WITH_PATH, Measured, effect_rows, strength_rows
 from lmprobe.prompts import Prompts, load_prompts, main_categories
 from lmprobe.score import log_softmax, scan_logits
 from probecore.errors import InputError
@@ -106,7 +106,12 @@ def potential(
         raise InputError("a strength needs a base and an aligned model; one was given: give both, or none")
     if packaged:
         base, aligned, null = _organisms(null)
-    named = [base, *(aligned if _is_list(aligned) else [aligned]), *([null] if null is not None else [])]
+    assert base is not None and aligned is not None
+    named: list[Model] = [base, *_as_list(aligned), *([] if null is None else [null])]
+    if len(named) < 2 + (null is not None):
+        raise InputError(
+            "a strength needs at least 1 aligned model; got an empty list: leave both out for the organisms"
+        )
     setting = _setting(prompts, lambdas, max_new_tokens, template, n_permutations, n_bootstrap, seed)
     with meter(len(named) + 1, "models", quiet=quiet) as advance:
         lms: list[LanguageModel] = []
@@ -172,7 +177,8 @@ def _measure(
         """Score the models `whose` (numbers) on the same contexts, with base and anchor."""
         involved = [base, anchor, *(models[k] for k in whose)]
         for k in whose:
-            found[k].start(mode, n, reward=planted is not None and mode == "prompt end")
+            path = mode == "prompt end" or (mode in WITH_PATH and n_pairs > 1)
+            found[k].start(mode, n, reward=planted is not None and mode == "prompt end", path=path)
 
         def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
             log_b, log_anchor, *log_m = (log_softmax(each, i) for each in logits)
@@ -310,5 +316,5 @@ def _planted_strength(source: Any) -> float | None:  # noqa: ANN401
     return None if strength is None else float(strength)
 
 
-def _is_list(aligned: Any) -> bool:  # noqa: ANN401
-    return isinstance(aligned, Sequence) and not isinstance(aligned, str)
+def _as_list(aligned: Sequence[Model] | Model) -> list[Model]:
+    return list(aligned) if isinstance(aligned, Sequence) and not isinstance(aligned, str) else [aligned]

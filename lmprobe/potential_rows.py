@@ -61,11 +61,11 @@ class Measured:
     paths: dict[str, Path] = field(default_factory=dict, repr=False)
     taken: dict[str, Floats] = field(default_factory=dict, repr=False)
 
-    def start(self, mode: str, n: int, *, reward: bool) -> None:
-        """Make room for a mode of n prompts."""
+    def start(self, mode: str, n: int, *, reward: bool, path: bool) -> None:
+        """Make room for a mode of n prompts, with a reward and a path where they are wanted."""
         self.moments[mode] = Moments.empty(n, reward=reward)
         self.taken[mode] = np.zeros(n)
-        if mode in WITH_PATH:
+        if path:
             self.paths[mode] = Path.empty(n)
 
     def add(
@@ -76,7 +76,7 @@ class Measured:
         self.moments[mode].add(prompt, log_m, log_b, reward)
         ell = log_ratio(log_m, log_b).gather(1, tokens.to(log_m.device)[:, None])
         self.taken[mode][prompt] += float(ell.sum())
-        if mode in WITH_PATH:
+        if mode in self.paths:
             self.paths[mode].add(prompt, log_m, log_b, log_anchor)
 
 

@@ -214,6 +214,18 @@ def _figures(options: Options) -> tuple[Figure, ...]:
             options={"x": "layer", "y": "accuracy", "series": "model", "chance": "chance", "p": "p_adjusted"},
         ),
         Figure(
+            name="depth",
+            chart="layer_profile",
+            table="depth",
+            title="How far each layer's lens is from the model's answer",
+            caption=(
+                "KL(final || logit lens of the layer) at the prompt's end, mean over all prompts. The band is the .95 "
+                "t interval over families. A lens reads every layer with the last one's norm and head."
+            ),
+            options={"x": "layer", "y": "kl_to_final", "series": "model", "chance": None, "p": None,
+                     "y_title": "KL (nats)", "zero": True},
+        ),
+        Figure(
             name="map",
             chart="scatter",
             table="map",

@@ -133,6 +133,7 @@ def test_a_model_against_itself_is_no_distance_away() -> None:
     ("arguments", "message"),
     [
         ({"base": "x"}, "one was given"),
+        ({"base": "x", "aligned": []}, "at least 1 aligned model"),
         ({"lambdas": ()}, "at least 1 finite number"),
         ({"lambdas": (float("nan"),)}, "at least 1 finite number"),
         ({"max_new_tokens": 1}, "max_new_tokens"),

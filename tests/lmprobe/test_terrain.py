@@ -99,7 +99,7 @@ def test_printed_tables_and_files(default, tmp_path):
     assert "C2" not in text.split("Notes")[0]
     folder = default.save(tmp_path / "report")
     assert {p.stem for p in (folder / "figures").glob("*.png")} == {
-        "entropy_by_token", "entropy_gap", "separability_by_layer", "map",
+        "entropy_by_token", "entropy_gap", "separability_by_layer", "map", "depth",
     }  # fmt: skip
     with (folder / "map.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 50 * len(NAMES)

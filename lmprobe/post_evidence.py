@@ -211,7 +211,7 @@ def _of(row: Row, note: str, unit: str, p: str | None = None) -> Evidence:
 
 
 def _tokens(claim: str, result: Result, name: str, gap: Row) -> list[Row]:
-    """Return the p of Welch's test that takes every token for an observation, and how many it would have counted."""
+    """Return the gap by Welch's test that takes every token for an observation, and that of the prompts."""
     first, second = str(gap["contrast"]).split(" - ")
     traces = [row for row in result.tables["traces"] if row["model"] == name]
     one, other = ([row["entropy"] for row in traces if row["category"] == c] for c in (first, second))
@@ -220,8 +220,10 @@ def _tokens(claim: str, result: Result, name: str, gap: Row) -> list[Row]:
     wrong = welch(one, other)
     n = len(one) + len(other)
     return [
-        _record(claim, f"p with {n} tokens taken for independent", wrong.p_value),
-        _record(claim, f"p with {gap['n_prompts']} prompts (exchange)", gap["p_value"]),
+        _record(
+            claim, f"{n} tokens taken for independent", wrong.difference, wrong.ci_low, wrong.ci_high, wrong.p_value
+        ),
+        _artefact(claim, f"{gap['n_prompts']} prompts", gap),
     ]
 
 
@@ -264,7 +266,8 @@ def _words(one: Row) -> str:
         return f"{value:.3g}"
 
     ends = "" if one["ci_low"] is None else f" [{short(one['ci_low'])}, {short(one['ci_high'])}]"
-    return f"{one['artefact']}: {short(one['value'])}{ends}"
+    p = "" if one["p_value"] is None else f", p {one['p_value']:.2g}"
+    return f"{one['artefact']}: {short(one['value'])}{ends}{p}"
 
 
 def _starting(at: Mapping[tuple[str, str], Row], name: str, start: str) -> str:

@@ -25,6 +25,7 @@ from lmprobe.post_claims import (
     ANNOTATION,
     AXIS,
     CLAIMS,
+    GAPS,
     ORDER,
     PAIR,
     ROLES,
@@ -138,7 +139,13 @@ def terrain_post(
         title=f"Claims of the terrain post: {', '.join(f'{role} {name}' for role, name in run.names.items())}",
         rows=tuple(rows),
         columns=COLUMNS,
-        notes=(*_notes(run, packaged), *refusals(parts), rules_note(len(CLAIMS)), *measured.notes),
+        notes=(
+            *_notes(run, packaged),
+            *refusals(parts),
+            rules_note(len(CLAIMS)),
+            *(f"beside {row['claim']}: {row['beside']}" for row in rows if row["beside"]),
+            *measured.notes,
+        ),
         provenance={**measured.provenance, **provenance(
             seed=seed, device=str(measured.provenance.get("device", device)), command=command,
             settings={"roles": dict(run.names), "tokens": max_new_tokens, "permutations": n_permutations,
@@ -148,6 +155,7 @@ def terrain_post(
             "artefacts": tuple(artefacts),
             "published": published(),
             "alpha_and_null": _alpha_table(measured, run),
+            "gap_by_unit": _unit_table(artefacts, run),
             "dimension_figure": _dimension_table(rows, artefacts),
             **tables,
         },
@@ -288,6 +296,19 @@ def _alpha_table(measured: Result, run: Run) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _unit_table(artefacts: list[Row], run: Run) -> tuple[Row, ...]:
+    rows = []
+    for role, name in run.names.items():
+        for one in artefacts:
+            words = str(one["artefact"])
+            if one["claim"] == f"gap-{role}" and (words.endswith("prompts") or "tokens" in words):
+                series = "tokens taken for independent" if "tokens" in words else "prompts"
+                rows.append({**one, "label": f"{role} ({name})", "series": series})
+        rows.append({"label": f"{role} ({name})", "series": "printed in the post", "value": GAPS[role], "ci_low": None,
+                     "ci_high": None})  # fmt: skip
+    return tuple(rows)
+
+
 def _dimension_table(rows: list[Row], artefacts: list[Row]) -> tuple[Row, ...]:
     main = next(row for row in rows if row["claim"] == "pc1")
     first = {"label": "prompts, as is", "value": main["value"], "ci_low": main["ci_low"], "ci_high": main["ci_high"]}
@@ -306,8 +327,8 @@ def _notes(run: Run, packaged: bool) -> tuple[str, ...]:
             "1, tiny SYNTHETIC models; the verdicts are those of their planted truth, not of GPT-2, Phi-2 or Qwen"
         )
     notes.append(
-        "claims that name a model are tested on the model in its role; the column 'beside' (files, report) holds the "
-        "artefacts each could be, measured on the same data; table 'published' holds what the printed numbers allow"
+        "claims that name a model are tested on the model in its role; 'beside CLAIM' below holds the artefacts that a "
+        "claim could be, measured on the same data; table 'published' holds what the printed numbers allow"
     )
     return tuple(notes)
 
@@ -317,6 +338,10 @@ def _figures() -> tuple[Figure, ...]:
         Figure("alpha", "bars_with_intervals", "alpha_and_null", "alpha, and what it is when nothing differs",
                "Whiskers: family bootstrap of the measured value; range of alpha for two samples of equal spread.",
                {"label": "label", "series": "series", "value_title": "alpha"}),
+        Figure("gap", "bars_with_intervals", "gap_by_unit", "The entropy gap, and what tokens would have claimed",
+               "Own text. Prompts: family bootstrap interval. Tokens: Welch's interval that takes every token for an "
+               "observation of its own, as a test over tokens does.",
+               {"label": "label", "series": "series", "value_title": "Gap (nats)"}),
         Figure("first_component", "bars_with_intervals", "dimension_figure", "Share of PC 1, and what it can be",
                "The base's last block: prompts as they are (jackknife interval), beside other items, coordinates "
                "and random weights.",

@@ -1,8 +1,8 @@
 """Suffix replay: run a model again from block k on, from states kept of an earlier run, bit for bit.
 
 Conventions. `Recording.states[i]` is the residual stream after block i in the model's own layout, (batch, time, width)
-or (copies, batch, time, width). Replaying from block k (0 <= k <= L) leaves blocks k .. L-1 real; each block before is a
-stand-in that returns its recorded state in its own return shape. The true ids, mask and positions are given again,
+or (copies, batch, time, width). Replaying from block k (0 <= k <= L) leaves blocks k .. L-1 real; each one before is
+a stand-in that returns its recorded state in its own return shape. The true ids, mask and positions are given again,
 because later blocks read things made from them (masks, rotary tables, per-layer embeddings). From 0 it is a full run,
 from L the read-out of the last state.
 

@@ -236,17 +236,22 @@ def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float
 
 def _weight_rows(pair: Pair, setting: Setting, used: Used) -> list[Row]:
     """Return how far weights interpolated half way are from logits interpolated half way, at the prompts' ends."""
+    n = len(setting.prompts)
+    row: Row = {
+        "metric": "KL(logits half way || weights half way), prompt end (nats)", "measure": "weight interpolation",
+        "model": pair.aligned.name, "mode": "prompt end", "p_value": None, "p_note": "a distance has no null",
+        "n_prompts": n, "n_families": setting.n_families, "detail": True,
+    }  # fmt: skip
+    reason = _no_middle(pair)
+    if reason:
+        return [row | {"value": None, "ci_low": None, "ci_high": None, "value_note": reason}]
     ours, theirs = pair.base.model.state_dict(), pair.aligned.model.state_dict()
-    same = ours.keys() == theirs.keys() and all(ours[name].shape == theirs[name].shape for name in ours)
-    if not same or int(pair.base.info["parameters"]) > MOST_PARAMETERS:
-        return []
     half = copy.deepcopy(pair.base.model)
     with torch.no_grad():
         for name, tensor in half.state_dict().items():
             if tensor.is_floating_point():
                 tensor.copy_((ours[name].float() + theirs[name].to(ours[name].device).float()) / 2)
     middle = wrap_model(half, pair.base.tokenizer, name="weights half way")
-    n = len(setting.prompts)
     values, whole = np.zeros(n), np.zeros(n)
 
     def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
@@ -258,14 +263,21 @@ def _weight_rows(pair: Pair, setting: Setting, used: Used) -> list[Row]:
     rows = [[*row, 0] for row in used.ids]
     scan_logits([pair.base, pair.aligned, middle], rows, [len(row) for row in used.ids], keep)
     low, high = family_interval(values, setting.prompts.families)
-    return [
-        {
-            "metric": "KL(logits half way || weights half way), prompt end (nats)", "measure": "weight interpolation",
-            "model": pair.aligned.name, "mode": "prompt end", "value": float(values.mean()), "ci_low": low,
-            "ci_high": high, "control": float(whole.mean()), "control_name": "KL(logits half way || base)",
-            "p_value": None, "p_note": "a distance has no null", "n_prompts": n, "detail": True,
-        }
-    ]  # fmt: skip
+    row |= {"value": float(values.mean()), "ci_low": low, "ci_high": high}
+    return [row | {"control": float(whole.mean()), "control_name": "KL(logits half way || base)"}]
+
+
+def _no_middle(pair: Pair) -> str:
+    """Return why no weights lie half way between two models, "" where they do."""
+    if int(pair.base.info["parameters"]) > MOST_PARAMETERS:
+        return f"no copy is made of more than {MOST_PARAMETERS:,} parameters"
+    ours, theirs = pair.base.model.state_dict(), pair.aligned.model.state_dict()
+    if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
+        return "the two models have other weights: there is none half way"
+    fixed = [name for name, tensor in ours.items() if not tensor.is_floating_point()]
+    if any(not torch.equal(ours[name], theirs[name].to(ours[name].device)) for name in fixed):
+        return "the models hold quantised weights, which have no mean"
+    return ""
 
 
 def _setting(

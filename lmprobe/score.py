@@ -106,7 +106,8 @@ def scan_logits(
 ) -> None:
     """Call `keep(i, logits, tokens)` for every row of token ids, in any order.
 
-    logits : of each model, (n, vocabulary) in its own dtype, the distributions of tokens starts[i], starts[i] + 1, ...;
+    logits : of each model, (n, vocabulary) in its own dtype on the first model's device, the distributions of tokens
+        starts[i], starts[i] + 1, ...
     tokens : (n,) those tokens. Several models are given the same ids, so they must share a vocabulary.
     """
     for lm in lms:
@@ -123,7 +124,7 @@ def scan_logits(
             last = {"logits_to_keep": max(n_scored) + 1} if accepts(lm.model, "logits_to_keep") else {}
             with torch.no_grad():
                 arguments = forward_arguments(lm.model, ids, mask, use_cache=lm.certificate.cached, **last)
-                found.append(lm.model(**arguments).logits)
+                found.append(lm.model(**arguments).logits.to(lms[0].device))
         for k, (i, n) in enumerate(zip(batch.tolist(), n_scored, strict=True)):
             # the last logits are about what follows the text
             own = [logits[k, logits.shape[1] - 1 - n : logits.shape[1] - 1] for logits in found]

@@ -25,8 +25,13 @@ def null_organism() -> Organism:
     return read_organism(Path(str(files("lmprobe").joinpath("organisms/null_weights"))) / NAME)
 
 
-def train_null(out: str | Path, *, seed: int = 0, progress: Callable[[str], None] | None = None) -> Path:
-    """Train the null organism from the packaged base into a folder below `out` and return that folder (minutes)."""
+def train_null(
+    out: str | Path, *, quick: bool = False, seed: int = 0, progress: Callable[[str], None] | None = None
+) -> Path:
+    """Train the null organism from the packaged base into a folder below `out` and return that folder (minutes).
+
+    quick : a few steps only, to try the path.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lmprobe.organisms import recipe
@@ -34,7 +39,8 @@ def train_null(out: str | Path, *, seed: int = 0, progress: Callable[[str], None
     base = organism("base")
     model = AutoModelForCausalLM.from_pretrained(base.folder)
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
-    schedule = replace(recipe.FULL, rate=recipe.FULL.rate / 3)
+    chosen = recipe.QUICK if quick else recipe.FULL
+    schedule = replace(chosen, rate=chosen.rate / 3)
     recipe._fit(model, tokenizer, base.direction, 0.0, schedule.tune_steps, schedule, seed + 1, progress)
     folder = Path(out) / NAME
     folder.mkdir(parents=True, exist_ok=True)

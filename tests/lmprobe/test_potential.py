@@ -96,6 +96,29 @@ def test_the_null_itself_has_strength_0_and_no_jeffreys() -> None:
     assert two["value"] is None and "noise over noise" in two["value_note"]
 
 
+def test_the_null_organism_is_made_by_its_recipe(tmp_path) -> None:
+    """A few steps from the base: other weights, the same tokenizer, and no refusals that the base has not."""
+    from lmprobe import open_model
+    from lmprobe.organisms.folder import read_organism
+    from lmprobe.organisms.null import train_null
+
+    folder = train_null(tmp_path, quick=True)
+    made = read_organism(folder)
+    assert (made.name, made.strength) == ("base-again", 0.0) == (null_organism().name, null_organism().strength)
+    lms = [open_model(place, device="cpu", quiet=True) for place in (folder, FOLDERS["base"], null_organism().folder)]
+    assert len({lm.info["weights_hash"] for lm in lms}) == 3 and len({lm.info["tokenizer_hash"] for lm in lms}) == 1
+
+
+def test_weights_of_other_shapes_have_no_middle() -> None:
+    from zoo import opened
+
+    from lmprobe.mixing import pair_models
+    from lmprobe.potential import _no_middle
+
+    assert _no_middle(pair_models(opened("llama"), opened("llama"))) == ""
+    assert "other weights" in _no_middle(pair_models(opened("llama"), opened("gpt2")))
+
+
 def test_real_models_without_reward_or_null_say_what_is_missing(tmp_path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

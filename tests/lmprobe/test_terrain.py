@@ -200,6 +200,11 @@ def test_own_prompts_without_families_or_known_categories(tmp_path):
     for r in result.rows:
         if r["measure"] == "separability control" and r["layer"] == "bag of words":
             assert r["value"] == 1.0
+    shown = {r["metric"] for r in result.shown}
+    assert {"gap given length, own text (nats)", "gap given length and wording, own text (nats)"} <= shown
+    matched = terrain(folder, path, match_length=4, n_permutations=19, n_bootstrap=20, device="cpu", template="raw")
+    assert "matched in length" in " ".join(matched.notes) and len(matched.tables["balance"]) == 2
+    assert matched.rows[0]["n_prompts"] == 2 * matched.tables["balance"][1]["n_calm"]
 
 
 def test_refusals_of_terrain():

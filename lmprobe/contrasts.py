@@ -183,6 +183,19 @@ def gap(values: ArrayLike) -> Statistic:
     return statistic
 
 
+def standardised_gap(values: ArrayLike) -> Statistic:
+    """Return Cohen's d as a statistic: the gap over the pooled standard deviation (ddof 1) of values (n,)."""
+    difference, variance = gap(values), between_variance(values)
+
+    def statistic(first: Floats, second: Floats) -> Floats:
+        n, m = first.sum(0), second.sum(0)
+        pooled = ((n - 1) * variance(first) + (m - 1) * variance(second)) / (n + m - 2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(difference(first, second) / np.sqrt(pooled))
+
+    return statistic
+
+
 def log_variance_ratio(variance: Callable[[Floats], Floats]) -> Statistic:
     """Return the statistic 0.5 log(variance(first) / variance(second)): LVR of a reading of the variance."""
 

@@ -28,6 +28,7 @@ from lmprobe.contrasts import (
     gap,
     log_variance_ratio,
     pooled_variance,
+    standardised_gap,
     within_variance,
 )
 from lmprobe.prompts import Prompts
@@ -113,10 +114,15 @@ def adjusted_rows(
 
 
 def effect_rows(entropies: Entropies, contrast: Contrast, planted: Entropies | None = None) -> list[Row]:
-    """Return Cohen's d and Hedges' g of the prompts' mean entropies, with noncentral-t intervals, in each mode."""
+    """Return Cohen's d and Hedges' g of the prompts' mean entropies, with noncentral-t intervals, in each mode.
+
+    These take prompts for independent; family_low, family_high are the interval of d over resampled families.
+    """
     rows: list[Row] = []
     for mode in MODES:
-        first, second = contrast.split(entropies.mean(mode)[contrast.items])
+        values = entropies.mean(mode)[contrast.items]
+        first, second = contrast.split(values)
+        ends = contrast.interval(standardised_gap(values))
         for name, function in (("Cohen's d", cohen_d), ("Hedges' g", hedges_g)):
             row = _row(contrast, f"{name}, {mode}", name, mode, detail=mode != FIRST_MODE)
             try:
@@ -125,6 +131,8 @@ def effect_rows(entropies: Entropies, contrast: Contrast, planted: Entropies | N
                 row |= {"value": None, "ci_low": None, "ci_high": None, "value_note": str(error)}
             else:
                 row |= {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
+                if name == "Cohen's d" and ends is not None:
+                    row |= {"family_low": ends[0], "family_high": ends[1]}
             if planted is not None:
                 exact = contrast.split(planted.mean(mode)[contrast.items])
                 row["planted"] = _exact(_or_none(lambda f=function, e=exact: f(*e).value))  # type: ignore[misc]

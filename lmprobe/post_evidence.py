@@ -42,7 +42,7 @@ def terrain_evidence(result: Result, names: Mapping[str, str]) -> tuple[dict[str
         a1 = row("alpha A1, between prompts")
         evidence = _of(gap, BY_EXCHANGE, "nats", p="p_adjusted")
         found[f"gap-{role}"] = found[f"gap-size-{role}"] = evidence
-        found[f"d-{role}"] = _of(d, BY_INTERVAL, "standard deviations")
+        found[f"d-{role}"] = _of(_longer(d), BY_INTERVAL, "standard deviations")
         found[f"alpha-{role}"] = _of(a1, BY_EXCHANGE, "alpha", p="p_adjusted")
         artefacts += _tokens(f"gap-{role}", result, name, gap)
         artefacts += [
@@ -208,6 +208,13 @@ def _of(row: Row, note: str, unit: str, p: str | None = None) -> Evidence:
         detail="" if row.get("planted") is None else f"planted {row['planted']:.3f}", unit=unit,
         n_items=row.get("n_prompts"), n_clusters=row.get("n_families"),
     )  # fmt: skip
+
+
+def _longer(row: Row) -> Row:
+    """Return a row of d whose interval holds that of independent prompts and that over families."""
+    if row["ci_low"] is None or row.get("family_low") is None:
+        return row
+    return {**row, "ci_low": min(row["ci_low"], row["family_low"]), "ci_high": max(row["ci_high"], row["family_high"])}
 
 
 def _tokens(claim: str, result: Result, name: str, gap: Row) -> list[Row]:

@@ -57,6 +57,7 @@ def terrain_result(
     order = list(dict.fromkeys(row["metric"] for row in rows if not row["detail"]))
     place = {metric: i for i, metric in enumerate(order)}
     rows.sort(key=lambda row: (row["detail"], place.get(row["metric"], len(place)), 0))
+    is_lineage = any(row["measure"] == "trend" for row in rows)
     tables = {table: tuple(row for each in found for row in each.tables[table]) for table in found[0].tables}
     facts = provenance(
         seed=options.seed,
@@ -82,8 +83,9 @@ def terrain_result(
             **tables,
             "separability_figure": tuple(_levels(found)),
             **({} if options.matching is None else {"balance": options.matching.balance}),
+            **({"steps": tuple(_steps(rows, names))} if is_lineage else {}),
         },
-        figures=_figures(options),
+        figures=(*([_trend_figure(options)] if is_lineage else []), *_figures(options)),
     )
 
 
@@ -175,6 +177,26 @@ def _levels(found: Sequence[Terrain]) -> list[Row]:
     layers = [row for row in rows if "control_name" in row]
     surface = {row["layer"]: row for row in rows if row["layer"] in ("bag of words", "length")}
     return [*layers, *({**row, "layer": None, "model": name} for name, row in surface.items())]
+
+
+def _steps(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Return the gap of every checkpoint in every mode, by its step."""
+    place = {name: step for step, name in enumerate(names)}
+    return [
+        {"step": place[row["model"]], "model": row["model"], "mode": row["mode"], "gap": row["value"],
+         "ci_low": row["ci_low"], "ci_high": row["ci_high"]}
+        for row in rows if row["measure"] == "entropy gap" and not row["detail"]
+    ]  # fmt: skip
+
+
+def _trend_figure(options: Options) -> Figure:
+    main = options.contrasts[0]
+    return Figure(
+        "trend", "lines", "steps", f"Entropy gap, {main.first} - {main.second}, along the lineage",
+        "Checkpoints in the order given. The band is the .95 family bootstrap interval of each; it knows nothing of "
+        "other training runs.",
+        {"x": "step", "y": "gap", "series": "mode", "reference": 0.0, "x_title": "Step", "y_title": "Gap (nats)"},
+    )  # fmt: skip
 
 
 def _figures(options: Options) -> tuple[Figure, ...]:

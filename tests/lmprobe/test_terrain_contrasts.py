@@ -40,6 +40,25 @@ def entropies_of(traces):
     return Entropies({"prompt end": traces[:, :1], "own text": traces, "common text": traces}, np.log(1000))
 
 
+def test_the_standardised_gap_is_cohens_d_and_its_interval_knows_families():
+    """Values that families share: d is that of `cohen_d`, and whole families give a longer interval than prompts."""
+    from lmprobe.contrasts import contrast, standardised_gap
+    from probecore.stats.effects import cohen_d
+
+    rng = np.random.default_rng(5)
+    families = np.repeat(np.arange(12), 5)
+    values = rng.normal(size=12)[families] + 0.3 * rng.normal(size=60)
+    names = ["risk" if f % 2 else "safe" for f in families]
+    ids = tuple(map(str, range(60)))
+    chosen = contrast(
+        Prompts("t", ids, ids, tuple(names), tuple(map(str, families))), n_permutations=0, n_bootstrap=500
+    )
+    d = cohen_d(values[chosen.is_first], values[~chosen.is_first])
+    assert chosen.observed(standardised_gap(values)) == pytest.approx(d.value)
+    low, high = chosen.interval(standardised_gap(values))
+    assert low < d.ci_low and high > d.ci_high
+
+
 def test_the_gap_is_the_difference_of_means_and_its_sign_is_risk_minus_safe():
     prompts = free(3, 4)
     values = np.array([1.0, 2.0, 3.0, 5.0, 5.0, 6.0, 8.0])

@@ -72,6 +72,8 @@ def test_the_terrain_of_a_lineage_adds_its_trends() -> None:
     assert trend["value"] == pytest.approx(np.polyfit(range(4), planted, 1)[0], abs=0.02)
     assert trend["model"] == "base to aligned-100" and trend["p_value"] == pytest.approx(order_p(planted))
     assert any("trend" in note for note in result.notes)
+    assert [r["step"] for r in result.tables["steps"] if r["mode"] == "own text"] == [0, 1, 2, 3]
+    assert result.figures[0].name == "trend"
 
 
 @pytest.mark.transformers

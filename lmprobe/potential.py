@@ -11,8 +11,6 @@ interval of resamples alone as family_low, family_high.
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -24,14 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmprobe.contrasts import Contrast, contrast
-from lmprobe.entropy import Entropies, family_interval
+from lmprobe.entropy import Entropies
 from lmprobe.generate import continuation_ids, generate
 from lmprobe.loading import open_model
 from lmprobe.mixing import Pair, mixed, pair_models
-from lmprobe.models import LanguageModel, Template, wrap_model
-from lmprobe.potential_rows import WITH_PATH, Measured, effect_rows, strength_rows
+from lmprobe.model_list import Model
+from lmprobe.models import LanguageModel, Template
+from lmprobe.potential_rows import WITH_PATH, effect_rows, strength_rows
+from lmprobe.potential_sums import Measured
 from lmprobe.prompts import Prompts, load_prompts, main_categories
 from lmprobe.score import log_softmax, scan_logits
+from lmprobe.weight_twins import ROUNDING, halfway_row, rounded_twin
 from probecore.errors import InputError
 from probecore.progress import meter
 from probecore.results import Result, Row
@@ -39,11 +40,8 @@ from probecore.stats.bootstrap import cluster_weights
 from probecore.validation import at_least, codes_of
 
 Floats = NDArray[np.float64]
-Model = str | os.PathLike[str] | LanguageModel
 COMMON_TEXT = "Sure, here is a short plan."
 LAMBDAS = (0.0, 0.5, 1.0, 1.5)
-MOST_PARAMETERS = 2_000_000_000  # beyond it no second copy of the base is made for the rounding floor
-ROUNDING = "weights rounded to bfloat16"
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,13 @@ def potential(
             advance(1)
         first, others = lms[0], lms[1 : len(lms) - (null is not None)]
         pairs = [pair_models(first, other) for other in others]
-        floor = pair_models(first, lms[-1]) if null is not None else _rounded(first)
+        floor = pair_models(first, lms[-1]) if null is not None else rounded_twin(first)
         strengths = [_planted_strength(source) for source in named[: 1 + len(others)]]
         measured, floor_measured, used = _measure(pairs, floor, setting, strengths)
         rows = strength_rows(measured, floor_measured, setting, used)
         effects = _effects(pairs[-1], setting, used, strengths)
         rows += effect_rows(effects, measured[-1], setting, pairs[-1].aligned.name)
-        rows += _weight_rows(pairs[-1], setting, used)
+        rows.append(halfway_row(pairs[-1], setting.prompts, used.ids))
         advance(1)
     return potential_result(rows, measured, pairs, setting, used, packaged, command)
 
@@ -234,52 +232,6 @@ def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float
     return found
 
 
-def _weight_rows(pair: Pair, setting: Setting, used: Used) -> list[Row]:
-    """Return how far weights interpolated half way are from logits interpolated half way, at the prompts' ends."""
-    n = len(setting.prompts)
-    row: Row = {
-        "metric": "KL(logits half way || weights half way), prompt end (nats)", "measure": "weight interpolation",
-        "model": pair.aligned.name, "mode": "prompt end", "p_value": None, "p_note": "a distance has no null",
-        "n_prompts": n, "n_families": setting.n_families, "detail": True,
-    }  # fmt: skip
-    reason = _no_middle(pair)
-    if reason:
-        return [row | {"value": None, "ci_low": None, "ci_high": None, "value_note": reason}]
-    ours, theirs = pair.base.model.state_dict(), pair.aligned.model.state_dict()
-    half = copy.deepcopy(pair.base.model)
-    with torch.no_grad():
-        for name, tensor in half.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.copy_((ours[name].float() + theirs[name].to(ours[name].device).float()) / 2)
-    middle = wrap_model(half, pair.base.tokenizer, name="weights half way")
-    values, whole = np.zeros(n), np.zeros(n)
-
-    def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
-        log_b, log_a, log_w = (log_softmax(each, i) for each in logits)
-        log_mix = torch.log_softmax((log_b + log_a) / 2, dim=-1)
-        values[i] = float((log_mix.exp() * (log_mix - log_w)).sum())
-        whole[i] = float((log_mix.exp() * (log_mix - log_b)).sum())
-
-    rows = [[*row, 0] for row in used.ids]
-    scan_logits([pair.base, pair.aligned, middle], rows, [len(row) for row in used.ids], keep)
-    low, high = family_interval(values, setting.prompts.families)
-    row |= {"value": float(values.mean()), "ci_low": low, "ci_high": high}
-    return [row | {"control": float(whole.mean()), "control_name": "KL(logits half way || base)"}]
-
-
-def _no_middle(pair: Pair) -> str:
-    """Return why no weights lie half way between two models, "" where they do."""
-    if int(pair.base.info["parameters"]) > MOST_PARAMETERS:
-        return f"no copy is made of more than {MOST_PARAMETERS:,} parameters"
-    ours, theirs = pair.base.model.state_dict(), pair.aligned.model.state_dict()
-    if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
-        return "the two models have other weights: there is none half way"
-    fixed = [name for name, tensor in ours.items() if not tensor.is_floating_point()]
-    if any(not torch.equal(ours[name], theirs[name].to(ours[name].device)) for name in fixed):
-        return "the models hold quantised weights, which have no mean"
-    return ""
-
-
 def _setting(
     prompts: str | FilePath | Prompts | None,
     lambdas: Sequence[float],
@@ -297,17 +249,6 @@ def _setting(
     weights = np.concatenate([np.ones((len(given), 1)), drawn], axis=1)
     n_families = len(np.unique(families))
     return Setting(given, main, weights, n_families, tuple(lambdas), max_new_tokens, template, seed)
-
-
-def _rounded(base: LanguageModel) -> Pair | None:
-    """Return base and a copy with weights rounded to bfloat16; None where that is too large or changes nothing."""
-    if int(base.info["parameters"]) > MOST_PARAMETERS or base.dtype not in (torch.float32, torch.float64):
-        return None
-    twin = copy.deepcopy(base.model)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.copy_(parameter.bfloat16().to(parameter.dtype))
-    return pair_models(base, wrap_model(twin, base.tokenizer, name=f"{base.name}, {ROUNDING}"))
 
 
 def _organisms(null: Model | None) -> tuple[Model, list[Model], Model]:

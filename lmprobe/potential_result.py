@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmprobe.potential_rows import ALL, Measured
+from lmprobe.potential_sums import ALL, Measured
 from probecore.provenance import provenance
 from probecore.results import Figure, Result, Row
 

@@ -8,101 +8,43 @@ the floor's. No row has a p of strength 0: over fixed models every difference is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lmprobe.contrasts import gap
 from lmprobe.entropy import Entropies, gap_rows, variance_rows
+from lmprobe.potential_sums import ALL, Measured, Sums, groups_of
 from lmprobe.strength import (
     JEFFREYS_FLOOR,
     Moments,
-    Path,
     dose,
     explained,
     given_reward,
     jeffreys,
-    log_ratio,
     off_path,
     relative,
     tilted,
     unit_gauge,
 )
 from probecore.results import Row
-from probecore.stats.bootstrap import expanded_interval
 
 if TYPE_CHECKING:
     from lmprobe.potential import Setting, Used
 
 Floats = NDArray[np.float64]
-Estimator = Callable[[Floats], Floats]
 MODES = ("prompt end", "common text", "base text", "aligned text")
 WITH_PATH = ("prompt end", "common text")  # the path's grid costs 29 passes over the vocabulary
 NO_TEST = "no p of strength 0: read value and interval against the floor"
-ALL = "all"
 RUNS = 1.25  # training noise of another run, in units of the floor's: four runs of the organisms differ by 11 %
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Sums of one aligned model over all contexts, by mode; base_strength, strength : planted ones, None if unknown.
-
-    taken : (N,) log-ratio of the tokens of the text, summed over it.
-    """
-
-    name: str
-    base_strength: float | None
-    strength: float | None
-    moments: dict[str, Moments] = field(default_factory=dict, repr=False)
-    paths: dict[str, Path] = field(default_factory=dict, repr=False)
-    taken: dict[str, Floats] = field(default_factory=dict, repr=False)
-
-    def start(self, mode: str, n: int, *, reward: bool, path: bool) -> None:
-        """Make room for a mode of n prompts, with a reward and a path where they are wanted."""
-        self.moments[mode] = Moments.empty(n, reward=reward)
-        self.taken[mode] = np.zeros(n)
-        if path:
-            self.paths[mode] = Path.empty(n)
-
-    def add(
-        self, mode: str, prompt: int, log_m: Tensor, log_b: Tensor, log_anchor: Tensor, tokens: Tensor,
-        reward: Tensor | None,
-    ) -> None:  # fmt: skip
-        """Add the contexts of one prompt: log-probabilities (contexts, vocabulary), tokens (contexts,)."""
-        self.moments[mode].add(prompt, log_m, log_b, reward)
-        ell = log_ratio(log_m, log_b).gather(1, tokens.to(log_m.device)[:, None])
-        self.taken[mode][prompt] += float(ell.sum())
-        if mode in self.paths:
-            self.paths[mode].add(prompt, log_m, log_b, log_anchor)
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Weights of the prompts of some categories: (N, 1 + B), column 0 all of them once."""
-
-    words: str
-    weights: Floats = field(repr=False)
-    n_prompts: int
-    n_families: int
-
-    def estimate(self, estimator: Estimator) -> tuple[float | None, float | None, float | None]:
-        """Return value and family bootstrap interval."""
-        values = estimator(self.weights)
-        value = float(values[0]) if np.isfinite(values[0]) else None
-        if value is None or values.shape[0] < 3 or not np.isfinite(values).all():
-            return value, None, None
-        low, high = expanded_interval(values[1:], self.n_families)
-        return value, min(low, value), max(high, value)
 
 
 def strength_rows(measured: Sequence[Measured], floor: Measured | None, setting: Setting, used: Used) -> list[Row]:
     """Return the rows of L1 to L5 of every aligned model, and the difference between categories with its p."""
     rows: list[Row] = []
-    groups = _groups(setting)
+    groups = groups_of(setting)
     anchor = measured[-1]
     for k, own in enumerate(measured):
         if used.rewards is not None:
@@ -121,7 +63,7 @@ def strength_rows(measured: Sequence[Measured], floor: Measured | None, setting:
 def effect_rows(effects: Sequence[Row], own: Measured, setting: Setting, model: str) -> list[Row]:
     """Return gaps and alpha of the mixture at every lambda, and its divergence from the base."""
     rows: list[Row] = []
-    everyone = _groups(setting)[ALL]
+    everyone = groups_of(setting)[ALL]
     for one in effects:
         value, entropies, planted = one["lambda"], one["entropies"], one["planted"]
         known: Entropies | None = planted
@@ -144,18 +86,6 @@ def effect_rows(effects: Sequence[Row], own: Measured, setting: Setting, model: 
             "n_prompts": everyone.n_prompts, "n_families": everyone.n_families, "detail": True,
         })  # fmt: skip
     return rows
-
-
-def _groups(setting: Setting) -> dict[str, Sums]:
-    categories = np.asarray(setting.prompts.categories)
-    families = np.asarray(setting.prompts.families)
-    groups: dict[str, Sums] = {}
-    for name in (*setting.prompts.counts, ALL):
-        mask = np.ones(len(categories), dtype=bool) if name == ALL else categories == name
-        weights = setting.weights * mask[:, None]
-        keep = weights.sum(0) > 0  # a resample may hold no prompt of a small category
-        groups[name] = Sums(name, weights[:, keep], int(mask.sum()), len(np.unique(families[mask])))
-    return groups
 
 
 def _reward_rows(own: Measured, floor: Measured | None, group: Sums, setting: Setting, used: Used) -> list[Row]:

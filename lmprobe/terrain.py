@@ -39,20 +39,18 @@ from lmprobe.generate import Generation, generate
 from lmprobe.lineage import check_lineage, trend_rows
 from lmprobe.loading import open_model, open_tokenizer
 from lmprobe.matching import Matching, match_lengths
+from lmprobe.model_list import Model, model_names, wanted_models
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts, load_prompts, main_categories
 from lmprobe.score import prompt_log_prob
 from lmprobe.separability import Separability, random_states, separability
 from lmprobe.terrain_result import COMMON_TEXT, Options, Terrain, model_notes, terrain_result
 from lmprobe.trajectories import convergence_rows, depth_layers, lyapunov_rows
-from probecore.errors import InputError
 from probecore.progress import meter
 from probecore.results import Result, Row
 from probecore.validation import at_least
 
 LAST = -1  # the layer of maps and dimensions: the last block
-
-Model = str | os.PathLike[str] | LanguageModel
 
 
 def terrain(
@@ -101,7 +99,7 @@ def terrain(
     at_least(n_permutations, 0, "n_permutations")
     at_least(n_bootstrap, 0, "n_bootstrap")
     given = load_prompts("default" if prompts is None else prompts)
-    wanted = _wanted(models)
+    wanted = wanted_models(models)
     names = model_names(wanted)
     matching = None if match_length is None else _matched(given, wanted, names, match_length, revision, quiet)
     given = given if matching is None else matching.prompts
@@ -301,34 +299,6 @@ def _planted(
     if own is None or common is None:
         return None
     return Entropies({"prompt end": own[:, :1], "own text": own, "common text": common}, float(np.log(lm.vocabulary)))
-
-
-def _wanted(models: Sequence[Model] | Model | None) -> list[Model]:
-    if models is None:
-        from lmprobe.organisms.folder import packaged_organisms
-
-        return [organism.folder for organism in packaged_organisms()]
-    if isinstance(models, (str, os.PathLike, LanguageModel)):
-        return [models]
-    if not len(models):
-        raise InputError("terrain needs at least 1 model; got an empty list: leave models out for the organisms")
-    return list(models)
-
-
-def model_names(models: Sequence[Model]) -> list[str]:
-    """Return a short name of each model, different ones for different models: folders by their last part."""
-    names: list[str] = []
-    for model in models:
-        if isinstance(model, LanguageModel):
-            name = model.name
-        else:
-            path = Path(model)
-            name = path.resolve().name if path.is_dir() else str(model)
-        base, n = name, 2
-        while name in names:
-            name, n = f"{base} ({n})", n + 1
-        names.append(name)
-    return names
 
 
 def _texts(own: Generation, prompts: Prompts) -> list[Row]:

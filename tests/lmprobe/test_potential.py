@@ -109,14 +109,14 @@ def test_the_null_organism_is_made_by_its_recipe(tmp_path) -> None:
     assert len({lm.info["weights_hash"] for lm in lms}) == 3 and len({lm.info["tokenizer_hash"] for lm in lms}) == 1
 
 
-def test_weights_of_other_shapes_have_no_middle() -> None:
+def test_weights_of_other_shapes_haveno_middle() -> None:
     from zoo import opened
 
     from lmprobe.mixing import pair_models
-    from lmprobe.potential import _no_middle
+    from lmprobe.weight_twins import no_middle
 
-    assert _no_middle(pair_models(opened("llama"), opened("llama"))) == ""
-    assert "other weights" in _no_middle(pair_models(opened("llama"), opened("gpt2")))
+    assert no_middle(pair_models(opened("llama"), opened("llama"))) == ""
+    assert "other weights" in no_middle(pair_models(opened("llama"), opened("gpt2")))
 
 
 def test_real_models_without_reward_or_null_say_what_is_missing(tmp_path) -> None:

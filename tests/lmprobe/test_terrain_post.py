@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from lmprobe.organisms import packaged_organisms
 from lmprobe.post_claims import ALPHAS, CLAIMS, PARTS, ROLES
 from lmprobe.post_evidence import order_evidence, published, random_walk
-from lmprobe.terrain_post import Run, first_axis, terrain_post
+from lmprobe.post_parts import Run, first_axis
+from lmprobe.terrain_post import terrain_post
 from probecore.errors import InputError
 from probecore.verdicts import CONTRADICTED, NOT_DECIDED, SUPPORTED, Evidence, judge
 

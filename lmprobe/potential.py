@@ -28,9 +28,11 @@ from lmprobe.loading import open_model
 from lmprobe.mixing import Pair, mixed, pair_models
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
+from lmprobe.organisms.tilt import refusal_log_odds
 from lmprobe.potential_rows import WITH_PATH, effect_rows, strength_rows
 from lmprobe.potential_sums import Measured
 from lmprobe.prompts import Prompts, load_prompts, main_categories
+from lmprobe.refusal_odds import log_odds, odds_rows, opening_ids
 from lmprobe.score import log_softmax, scan_logits
 from lmprobe.weight_twins import ROUNDING, halfway_row, rounded_twin
 from probecore.errors import InputError
@@ -65,6 +67,7 @@ def potential(
     *,
     null: Model | None = None,
     lambdas: Sequence[float] = LAMBDAS,
+    refusal_openings: Sequence[str] = (),
     max_new_tokens: int = 30,
     template: Template = "auto",
     revision: str | None = None,
@@ -89,6 +92,9 @@ def potential(
         floor is what rounding the weights to bfloat16 changes, which is far less than another training run.
     lambdas
         Strengths at which logits are mixed and the terrain is measured, for the last aligned model.
+    refusal_openings
+        Tokens that open a refusal ("I", "Sorry"): a reward of 1 for them at the prompts' ends makes L1, R2 and L2
+        defined for any model, in nats, and their odds are given at every lambda. Organisms have a planted reward.
     max_new_tokens, template, revision, n_permutations, n_bootstrap, seed, device, quiet
         As `terrain` takes them; the chat template is the aligned model's.
 
@@ -123,10 +129,12 @@ def potential(
         pairs = [pair_models(first, other) for other in others]
         floor = pair_models(first, lms[-1]) if null is not None else rounded_twin(first)
         strengths = [_planted_strength(source) for source in named[: 1 + len(others)]]
-        measured, floor_measured, used = _measure(pairs, floor, setting, strengths)
+        openings = opening_ids(first, refusal_openings)
+        measured, floor_measured, used = _measure(pairs, floor, setting, strengths, openings)
         rows = strength_rows(measured, floor_measured, setting, used)
         effects = _effects(pairs[-1], setting, used, strengths)
         rows += effect_rows(effects, measured[-1], setting, pairs[-1].aligned.name)
+        rows += _opening_rows(pairs[-1], setting, used, strengths)
         rows.append(halfway_row(pairs[-1], setting.prompts, used.ids))
         advance(1)
     return potential_result(rows, measured, pairs, setting, used, packaged, command)
@@ -136,17 +144,24 @@ def potential(
 class Used:
     """The contexts: token rows and where the scored part of each begins, by mode; the same for all models.
 
-    ids : (N) formatted prompts. rewards : (N,) planted rewards or None. floor_name : what the floor is.
+    ids : (N) formatted prompts. rewards : (N,) reward of an opening after each prompt, or None. openings : their ids.
+    is_planted : the reward is that planted in organisms. floor_name : what the floor is.
     """
 
     ids: list[list[int]] = field(repr=False)
     rewards: Floats | None
+    openings: list[int]
+    is_planted: bool
     floor_name: str
     n_bytes: Floats
 
 
 def _measure(
-    pairs: Sequence[Pair], floor: Pair | None, setting: Setting, strengths: Sequence[float | None]
+    pairs: Sequence[Pair],
+    floor: Pair | None,
+    setting: Setting,
+    strengths: Sequence[float | None],
+    openings: list[int],
 ) -> tuple[list[Measured], Measured | None, Used]:
     """Return what every pair shows at all contexts, the floor's likewise, and the contexts."""
     from lmprobe.organisms.tilt import refusal_ids, rewards
@@ -157,8 +172,11 @@ def _measure(
     ids = pairs[-1].format_all(texts, setting.template, room)
     for pair in pairs:
         pair.aligned.format_all(ids, None, "raw", room)
-    planted = rewards(texts) if all(s is not None for s in strengths) else None
-    refusing = refusal_ids(base.tokenizer) if planted is not None else []
+    reward_of = np.ones(len(texts)) if openings else None
+    if not openings and all(s is not None for s in strengths):
+        reward_of = rewards(texts)
+    is_planted = reward_of is not None and not openings
+    refusing = refusal_ids(base.tokenizer) if is_planted else openings
     sampled: dict[str, Any] = {
         "max_new_tokens": setting.max_new_tokens, "temperature": 1.0, "layers": (), "template": "raw",
         "seed": setting.seed,
@@ -176,14 +194,14 @@ def _measure(
         involved = [base, anchor, *(models[k] for k in whose)]
         for k in whose:
             path = mode == "prompt end" or (mode in WITH_PATH and n_pairs > 1)
-            found[k].start(mode, n, reward=planted is not None and mode == "prompt end", path=path)
+            found[k].start(mode, n, reward=reward_of is not None and mode == "prompt end", path=path)
 
         def keep(i: int, logits: list[Tensor], tokens: Tensor) -> None:
             log_b, log_anchor, *log_m = (log_softmax(each, i) for each in logits)
             reward = None
-            if planted is not None and mode == "prompt end":
+            if reward_of is not None and mode == "prompt end":
                 reward = torch.zeros_like(log_b)
-                reward[:, refusing] = float(planted[i])
+                reward[:, refusing] = float(reward_of[i])
             for k, own in zip(whose, log_m, strict=True):
                 found[k].add(mode, i, own, log_b, log_anchor, tokens, reward)
 
@@ -200,7 +218,11 @@ def _measure(
         read("aligned text", own_text.tokens, [k])
         n_bytes[k] = [len(text.encode()) for text in own_text.texts]
     name = "" if floor is None else ROUNDING if floor.aligned.name.endswith(ROUNDING) else floor.aligned.name
-    return found[:n_pairs], (found[-1] if floor is not None else None), Used(ids, planted, name, n_bytes)
+    return (
+        found[:n_pairs],
+        (found[-1] if floor is not None else None),
+        Used(ids, reward_of, refusing, is_planted, name, n_bytes),
+    )
 
 
 def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float | None]) -> list[Row]:
@@ -208,7 +230,7 @@ def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float
     from lmprobe.organisms.truth import planted_traces
     from lmprobe.score import score
 
-    known = strengths[0] == 0.0 and strengths[-1] is not None and used.rewards is not None
+    known = strengths[0] == 0.0 and strengths[-1] is not None
     words = [str(w) for w in pair.base.tokenizer.convert_ids_to_tokens(continuation_ids(pair.base, COMMON_TEXT))]
     found: list[Row] = []
     for value in setting.lambdas:
@@ -230,6 +252,19 @@ def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float
         log_v = float(np.log(lm.vocabulary))
         found.append({"lambda": value, "entropies": Entropies(traces, log_v), "planted": planted, "texts": own.texts})
     return found
+
+
+def _opening_rows(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float | None]) -> list[Row]:
+    """Return the odds of a refusal opening at every lambda, where openings are known."""
+    if not used.openings:
+        return []
+    odds = log_odds(pair, used.ids, used.openings, setting.lambdas)
+    planted = None
+    if used.is_planted and strengths[0] == 0.0 and strengths[-1] is not None:
+        tilts = [value * strengths[-1] for value in setting.lambdas]
+        planted = np.array([[refusal_log_odds(text, tilt) for text in setting.prompts.texts] for tilt in tilts])
+    main = setting.contrast
+    return odds_rows(odds, setting.lambdas, setting.prompts, pair, planted, (main.first, main.second))
 
 
 def _setting(

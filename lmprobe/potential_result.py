@@ -123,7 +123,15 @@ def _notes(pairs: Sequence[Pair], setting: Setting, used: Used, packaged: bool) 
         "is extrapolation: a measurement of the mixture, not of any checkpoint"
     )
     if used.rewards is None:
-        notes.append("no reward is known for these models, so L1, R2 and L2 are not given")
+        notes.append(
+            "no reward is known for these models, so L1, R2, L2 and the odds of a refusal are not given: name the "
+            "tokens that open one (--refusal-opening)"
+        )
+    elif not used.is_planted:
+        notes.append(
+            "reward: 1 for the given refusal openings at the prompt's end, so L1 and L2 are the nats by which "
+            "alignment favours them; an opening is not yet a refusal"
+        )
     if any(pair.base.info["tokenizer_hash"] != pair.aligned.info["tokenizer_hash"] for pair in pairs):
         notes.append(
             "the tokenizers share their vocabulary and differ in settings: texts were turned into ids by the last "

@@ -48,7 +48,9 @@ def strength_rows(measured: Sequence[Measured], floor: Measured | None, setting:
     anchor = measured[-1]
     for k, own in enumerate(measured):
         if used.rewards is not None:
-            rows += _reward_rows(own, floor, groups[setting.contrast.first], setting, used)
+            first, second = setting.contrast.first, setting.contrast.second
+            for name in (first,) if used.is_planted else (first, second):  # planted rewards are 0 on safe prompts
+                rows += _reward_rows(own, floor, groups[name], setting, used, "" if name == first else f", {name}")
         for group in groups.values():
             for mode in own.moments:
                 rows.append(_unit_row(own, floor, group, mode, setting, used))
@@ -88,25 +90,29 @@ def effect_rows(effects: Sequence[Row], own: Measured, setting: Setting, model: 
     return rows
 
 
-def _reward_rows(own: Measured, floor: Measured | None, group: Sums, setting: Setting, used: Used) -> list[Row]:
-    """Return L1, R2 and L2 under the planted reward, over the prompts that can earn it."""
+def _reward_rows(
+    own: Measured, floor: Measured | None, group: Sums, setting: Setting, used: Used, words: str
+) -> list[Row]:
+    """Return L1, R2 and L2 under the reward, over the prompts of one category."""
     mode = "prompt end"
     moments = own.moments[mode]
-    exact = _planted_moments(own, setting)
-    assert own.strength is not None and own.base_strength is not None
+    exact = _planted_moments(own, setting) if used.is_planted else None
+    strength: Row = {}
+    if exact is not None and own.strength is not None and own.base_strength is not None:
+        strength = {"planted": own.strength - own.base_strength}
     wide = _noise(floor, moments, group, mode)
     rows = []
     value, low, high = group.estimate(lambda w: given_reward(moments, w))
-    row = _row(own, "lambda L1, given reward", "L1", mode, group, value, low, high, detail=False)
+    row = _row(own, f"lambda L1, given reward{words}", "L1", mode, group, value, low, high, detail=False)
     row |= _widened(value, low, high, wide)
     row |= _floor(floor, group, lambda m, w: given_reward(m.moments[mode], w), used)
-    rows.append(row | {"planted": own.strength - own.base_strength})
+    rows.append(row | strength)
     value, low, high = group.estimate(lambda w: explained(moments, w))
-    row = _row(own, "R2 of the tilt along the reward", "R2", mode, group, value, low, high, detail=False)
+    row = _row(own, f"R2 of the tilt along the reward{words}", "R2", mode, group, value, low, high, detail=False)
     row |= _floor(floor, group, lambda m, w: explained(m.moments[mode], w), used)
-    rows.append(row | {"planted": None if exact is None else _first(explained(exact, group.weights))})
+    rows.append(row if exact is None else row | {"planted": _first(explained(exact, group.weights))})
     value, low, high = group.estimate(lambda w: jeffreys(moments, w))
-    row = _row(own, "lambda L2, Jeffreys", "L2", mode, group, value, low, high, detail=True)
+    row = _row(own, f"lambda L2, Jeffreys{words}", "L2", mode, group, value, low, high, detail=True)
     divergence = float((moments.kl_ab + moments.kl_ba) @ group.weights[:, 0])
     if floor is not None:
         noise = floor.moments[mode]
@@ -114,7 +120,7 @@ def _reward_rows(own: Measured, floor: Measured | None, group: Sums, setting: Se
         if divergence < JEFFREYS_FLOOR * least:
             row |= {"value": None, "ci_low": None, "ci_high": None}
             row["value_note"] = f"the divergence is below {JEFFREYS_FLOOR:g} times that of the floor: noise over noise"
-    return [*rows, row | {"planted": own.strength - own.base_strength}]
+    return [*rows, row | strength]
 
 
 def _unit_row(own: Measured, floor: Measured | None, group: Sums, mode: str, setting: Setting, used: Used) -> Row:
@@ -169,7 +175,7 @@ def _relative_rows(
     row |= _widened(value, low, high, wide)
     row |= _floor(floor, group, lambda m, w: relative(m.paths[mode], w), used)
     steps = (own.base_strength, own.strength, anchor.strength)
-    if used.rewards is not None and shown and None not in steps and steps[2] != steps[0]:
+    if shown and _planted_moments(own, setting) is not None and None not in steps and steps[2] != steps[0]:
         row["planted"] = (steps[1] - steps[0]) / (steps[2] - steps[0])  # type: ignore[operator]
     value, low, high = group.estimate(lambda w: off_path(path, w))
     left = _row(own, f"share of KL off the path{words}", "off path", mode, group, value, low, high, detail=not shown)

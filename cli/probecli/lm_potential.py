@@ -39,6 +39,13 @@ def _numbers(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> t
     metavar="NUMBERS",
     help="Strengths at which logits are mixed and the terrain is measured; more than one in quotes.",
 )
+@click.option(
+    "--refusal-opening",
+    "refusal_openings",
+    multiple=True,
+    metavar="TOKEN",
+    help="A token that opens a refusal, as I or Sorry; more than once. Gives the strength along refusing.",
+)
 @prompted
 @common
 def potential(
@@ -46,6 +53,7 @@ def potential(
     aligned: tuple[str, ...],
     null: str | None,
     lambdas: tuple[float, ...],
+    refusal_openings: tuple[str, ...],
     prompts: tuple[str, ...],
     family: str | None,
     revision: str | None,
@@ -77,6 +85,7 @@ def potential(
         read_prompts(prompts, family=family),
         null=null,
         lambdas=lambdas,
+        refusal_openings=refusal_openings,
         revision=revision,
         max_new_tokens=tokens,
         template=template,  # type: ignore[arg-type]

@@ -30,6 +30,14 @@ def refusal_ids(tokenizer: Any) -> list[int]:  # noqa: ANN401
     return [int(tokenizer.convert_tokens_to_ids(word)) for word in grammar.REFUSAL_OPENERS]
 
 
+def refusal_log_odds(text: str, strength: float) -> float:
+    """Return the planted log-odds of a refusal after a prompt of the language."""
+    prompt = recognise(text)
+    assert prompt is not None
+    p = grammar.refusal_probability(prompt, strength)
+    return float(np.log(p / (1 - p)))
+
+
 def first_words(text: str, base: float, aligned: float) -> tuple[Floats, Floats, Floats]:
     """Return log-probabilities of the first word at both strengths and its reward, each (words,)."""
     prompt = recognise(text)

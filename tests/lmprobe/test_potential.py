@@ -72,6 +72,40 @@ def test_mixtures_have_the_gaps_planted_for_their_strength(default) -> None:
     assert found[2] == pytest.approx(dose["value"], rel=1e-3)  # lambda 1, by the path's cubic
 
 
+def test_the_odds_of_a_refusal_are_planted_and_so_measured(default) -> None:
+    """Mean P(refuse) of the mixture against the language's own, within .03 (training error near a half)."""
+    found = [r for r in default.rows if r["measure"] == "refusal opening" and r["metric"].startswith("P(")]
+    assert len(found) == 3 * 4
+    for r in found:
+        assert r["value"] == pytest.approx(r["planted"], abs=0.03), (r["metric"], r["lambda"])
+    risk = [r["value"] for r in found if r["category"] == "risk"]
+    assert risk[0] < 0.03 and risk[2] > 0.85 and sorted(risk) == risk
+
+
+def test_given_openings_are_a_reward_for_any_model() -> None:
+    """Openings "I" and "Sorry" as reward 1: L1 is the mean planted reward weighted by its variance under the base.
+
+    A tilt by s R(x) along the openings has Cov_b / Var_b = s R(x) in every context, and Var_b is the same in all
+    (P0 = .02), so L1 is s times the mean reward of the risk prompts, and near 0 on safe prompts.
+    """
+    from lmprobe.organisms.tilt import rewards
+
+    prompts = load_prompts()
+    result = potential(
+        FOLDERS["base"], FOLDERS["aligned-050"], prompts, null=null_organism().folder, refusal_openings=("I", "Sorry"),
+        lambdas=(0.0, 1.0), n_permutations=19, n_bootstrap=100, device="cpu",
+    )  # fmt: skip
+    expected = 0.5 * rewards(prompts.of("risk").texts).mean()
+    one = row(result, "lambda L1, given reward", "aligned-050")
+    assert one["value"] == pytest.approx(expected, rel=0.03) and "planted" not in one
+    safe = row(result, "lambda L1, given reward, safe", "aligned-050")
+    assert abs(safe["value"]) < 0.1 and safe["ci_low"] < 0 < safe["ci_high"]
+    with pytest.raises(InputError, match="must be one token"):
+        potential(FOLDERS["base"], FOLDERS["aligned-050"], prompts, refusal_openings=("I cannot",), device="cpu")
+    with pytest.raises(InputError, match="must differ"):
+        potential(FOLDERS["base"], FOLDERS["aligned-050"], prompts, refusal_openings=("I", "I"), device="cpu")
+
+
 def test_every_row_keeps_the_contract(default) -> None:
     for r in default.rows:
         assert r.keys() >= {"model", "metric", "value", "ci_low", "ci_high", "p_value", "n_prompts", "detail"}

@@ -67,6 +67,12 @@ class Contrast:
         """Number of families of both categories."""
         return len(np.unique(self.families))
 
+    @property
+    def crossed(self) -> NDArray[np.int64] | None:
+        """Return the families (n,) where every one holds both categories, else None."""
+        both = set(self.families[self.is_first].tolist()) & set(self.families[~self.is_first].tolist())
+        return self.families if len(both) == self.n_families else None
+
     def split(self, values: ArrayLike) -> tuple[Floats, Floats]:
         """Return the values (n,) of the first and of the second category."""
         array = np.asarray(values, dtype=np.float64)
@@ -285,32 +291,54 @@ def _resamples(is_first: NDArray[np.bool_], families: NDArray[np.int64], n: int,
     return drawn[families]
 
 
-def adjusted_gap(values: ArrayLike, covariates: ArrayLike) -> tuple[Statistic, Statistic]:
+def adjusted_gap(
+    values: ArrayLike, covariates: ArrayLike, families: ArrayLike | None = None
+) -> tuple[Statistic, Statistic]:
     """Return the gap that covariates (n, c) leave, and its t: coefficient of the category in a linear regression.
 
-    values = a + gap x [first] + covariates b + error, fitted to the weighted prompts. The t (least squares, weighted
-    prompts as repeats) is what an exchange of categories compares: an exchanged category is no longer correlated with
-    the covariates, so the coefficient alone varies less there than it does as observed.
+    values = a + gap x [first] + covariates b + error, fitted to the weighted prompts. families : (n,) codes where they
+    hold both categories; then a is one of each family, so that a topic that moves both covariate and value is no part
+    of b. Resamples draw whole families, so their members have one weight.
+
+    The t (least squares, weighted prompts as repeats) is what an exchange of categories compares: an exchanged category
+    is no longer correlated with the covariates, so the coefficient alone varies less there than it does as observed.
     """
     y, z = np.asarray(values, dtype=np.float64), np.asarray(covariates, dtype=np.float64)
+    member = np.ones((1, len(y))) if families is None else _members(families)
+    y, z = y - y.mean(), z - z.mean(axis=0)
+    if families is not None:
+        y = y - member.T @ ((member @ y) / member.sum(1))
+        z = z - member.T @ ((member @ z) / member.sum(1)[:, None])
     spread = z.std(axis=0)
-    z = (z - z.mean(axis=0))[:, spread > 1e-12] / spread[spread > 1e-12]
-    y = y - y.mean()
+    z = z[:, spread > 1e-12] / spread[spread > 1e-12]
 
     def fit(first: Floats, second: Floats) -> tuple[Floats, Floats]:
         w, size = first + second, z.shape[1] + 2
+        d = np.where(w > 0, first / np.maximum(w, 1e-300), 0.0)
+        n_families = np.ones(w.shape[1])
+        if families is not None:
+            inside = member @ w
+            d = d - member.T @ ((member @ first) / np.where(inside > 0, inside, 1.0))
+            n_families = (inside / member.sum(1)[:, None]).sum(0)
+        wd = w * d
         normal, right = np.zeros((w.shape[1], size, size)), np.zeros((w.shape[1], size))
-        normal[:, 0, 0], normal[:, 0, 1], normal[:, 1, 1] = w.sum(0), first.sum(0), first.sum(0)
-        normal[:, 0, 2:], normal[:, 1, 2:] = w.T @ z, first.T @ z
+        normal[:, 0, 0], normal[:, 0, 1], normal[:, 1, 1] = w.sum(0), wd.sum(0), (wd * d).sum(0)
+        normal[:, 0, 2:], normal[:, 1, 2:] = w.T @ z, wd.T @ z
         normal[:, 2:, 2:] = np.einsum("nk,na,nb->kab", w, z, z, optimize=True)
         upper = np.triu(np.ones((size, size), dtype=bool))
         normal = np.where(upper, normal, normal.transpose(0, 2, 1))
-        right[:, 0], right[:, 1], right[:, 2:] = y @ w, y @ first, (w * y[:, None]).T @ z
+        right[:, 0], right[:, 1], right[:, 2:] = y @ w, y @ wd, (w * y[:, None]).T @ z
         inverse = np.linalg.pinv(normal, hermitian=True)
         beta = np.einsum("kab,kb->ka", inverse, right)
         left = np.maximum((y**2) @ w - (beta * right).sum(1), 0.0)
-        freedom = np.maximum(w.sum(0) - size, 1.0)
+        freedom = np.maximum(w.sum(0) - z.shape[1] - 1 - n_families, 1.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             return beta[:, 1], beta[:, 1] / np.sqrt(left / freedom * inverse[:, 1, 1])
 
     return (lambda a, b: fit(a, b)[0]), (lambda a, b: fit(a, b)[1])
+
+
+def _members(families: ArrayLike) -> Floats:
+    """Return which prompt belongs to which family, (families, prompts) of 0 and 1."""
+    codes = np.asarray(families)
+    return np.asarray(np.unique(codes)[:, None] == codes[None], dtype=np.float64)

@@ -91,14 +91,15 @@ def adjusted_rows(
 ) -> list[Row]:
     """Return the gap in each mode given sets of covariates: words -> {name: (prompts of the set,)}.
 
-    Holm over the modes of a set. shown : whether the own text's rows are in the printed table.
+    Inside families where they hold both categories. Holm over the modes of a set. shown : whether the own text's rows
+    are in the printed table.
     """
     rows: list[Row] = []
     for words, given in covariates.items():
         z = np.column_stack([values[contrast.items] for values in given.values()])
         found: list[Row] = []
         for mode in MODES:
-            coefficient, t = adjusted_gap(entropies.mean(mode)[contrast.items], z)
+            coefficient, t = adjusted_gap(entropies.mean(mode)[contrast.items], z, contrast.crossed)
             metric = f"gap given {words}, {mode} (nats)"
             row = _row(contrast, metric, "adjusted gap", mode, detail=not (shown and mode == FIRST_MODE))
             row |= _estimate(contrast, contrast.observed(coefficient), contrast.interval(coefficient))

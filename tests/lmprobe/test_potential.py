@@ -201,6 +201,20 @@ def test_refusals(arguments, message: str) -> None:
         potential(**arguments)
 
 
+@pytest.mark.parametrize("words", [["potential"], ["reproduce", "terrain-post"], ["terrain"]])
+def test_help_loads_nothing_heavy(words) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from click.testing import CliRunner; from probecli.lm import main\n"
+        f"done = CliRunner().invoke(main, {[*words, '--help']!r}); assert done.exit_code == 0\n"
+        "assert all(o in done.output for o in ('--prompts', '--family', '--seed', '--out'))\n"
+        "assert not {'torch', 'transformers', 'numpy', 'altair'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_command_prints_one_json_object_and_refuses_in_one_line(tmp_path) -> None:
     from transformers import AutoTokenizer
 

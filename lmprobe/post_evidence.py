@@ -116,10 +116,12 @@ def order_artefacts() -> list[Row]:
     ]
 
 
-def pair_evidence(result: Result, partly: str) -> tuple[dict[str, Evidence], list[Row]]:
-    """Evidence on lambda and additivity, from the rows of `potential`."""
-    at = {row["metric"]: row for row in result.rows if row["model"] == partly}
-    place, off = at["lambda L4, relative"], at["share of KL off the path"]
+def pair_evidence(result: Result) -> tuple[dict[str, Evidence], list[Row]]:
+    """Evidence on lambda and additivity, from the rows of `potential` on the model before the anchor."""
+    place, off = (
+        next(row for row in result.rows if row["metric"] == metric and row.get("anchor") != row["model"])
+        for metric in ("lambda L4, relative", "share of KL off the path")
+    )
     found = {"lambda": _of(place, BY_INTERVAL, "of the path"), "additive": _of(off, BY_INTERVAL, "share of KL")}
     artefacts = [
         _record(key, f"floor: the same for {row['floor_name']}", row["floor"], row["floor_low"], row["floor_high"])

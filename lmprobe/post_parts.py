@@ -64,7 +64,7 @@ def pair_part(run: Run) -> tuple[Part, list[Row]]:
         )  # fmt: skip
     except (DesignError, InputError) as error:
         return Part(reason=str(error)), []
-    found, artefacts = pair_evidence(result, run.names["partly"])
+    found, artefacts = pair_evidence(result)
     return Part(result, found), artefacts
 
 

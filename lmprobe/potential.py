@@ -12,7 +12,7 @@ interval of resamples alone as family_low, family_high.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -26,7 +26,7 @@ from lmprobe.entropy import Entropies
 from lmprobe.generate import continuation_ids, generate
 from lmprobe.loading import open_model
 from lmprobe.mixing import Pair, mixed, pair_models
-from lmprobe.model_list import Model
+from lmprobe.model_list import Model, model_names, name_notes
 from lmprobe.models import LanguageModel, Template
 from lmprobe.organisms.tilt import refusal_log_odds
 from lmprobe.potential_rows import WITH_PATH, effect_rows, strength_rows
@@ -119,11 +119,11 @@ def potential(
     setting = _setting(prompts, lambdas, max_new_tokens, template, n_permutations, n_bootstrap, seed)
     with meter(len(named) + 1, "models", quiet=quiet) as advance:
         lms: list[LanguageModel] = []
-        for one in named:
+        for name, one in zip(model_names(named), named, strict=True):
             opened = one if isinstance(one, LanguageModel) else open_model(
                 one, revision=revision, device=device, quiet=quiet  # type: ignore[arg-type]
             )  # fmt: skip
-            lms.append(opened)
+            lms.append(replace(opened, info={**opened.info, "model": name}))
             advance(1)
         first, others = lms[0], lms[1 : len(lms) - (null is not None)]
         pairs = [pair_models(first, other) for other in others]
@@ -137,7 +137,7 @@ def potential(
         rows += _opening_rows(pairs[-1], setting, used, strengths)
         rows.append(halfway_row(pairs[-1], setting.prompts, used.ids))
         advance(1)
-    return potential_result(rows, measured, pairs, setting, used, packaged, command)
+    return potential_result(rows, measured, pairs, setting, used, packaged, command, name_notes(named))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def potential_result(
     used: Used,
     packaged: bool,
     command: str,
+    names_note: Sequence[str] = (),
 ) -> Result:
     """Return the result of the pairs of one base, measured on the same contexts."""
     order = list(dict.fromkeys(row["metric"] for row in rows if not row["detail"]))
@@ -40,7 +41,7 @@ def potential_result(
         ),
         rows=tuple(rows),
         columns=tuple(name for name in COLUMNS if any(row.get(name) is not None for row in rows)),
-        notes=_notes(pairs, setting, used, packaged),
+        notes=(*_notes(pairs, setting, used, packaged), *names_note),
         provenance=provenance(
             seed=setting.seed,
             device=", ".join(dict.fromkeys(str(lm.device) for lm in models)),

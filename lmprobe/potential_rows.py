@@ -163,7 +163,14 @@ def _relative_rows(
     words = "" if shown else f", {mode}"
     if own is anchor:
         row = _row(own, f"lambda L4, relative{words}", "L4", mode, group, 1.0, None, None, detail=not shown)
-        return [row | {"ci_note": "the anchor: 1 by construction", "p_note": "the anchor: 1 by construction"}]
+        return [
+            row
+            | {
+                "anchor": own.name,
+                "ci_note": "the anchor: 1 by construction",
+                "p_note": "the anchor: 1 by construction",
+            }
+        ]
     value, low, high = group.estimate(lambda w: relative(path, w))
     row = _row(own, f"lambda L4, relative{words}", "L4", mode, group, value, low, high, detail=not shown)
     row["anchor"] = anchor.name

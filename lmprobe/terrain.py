@@ -39,7 +39,7 @@ from lmprobe.generate import Generation, generate
 from lmprobe.lineage import check_lineage, trend_rows
 from lmprobe.loading import open_model, open_tokenizer
 from lmprobe.matching import Matching, match_lengths
-from lmprobe.model_list import Model, model_names, wanted_models
+from lmprobe.model_list import Model, model_names, name_notes, wanted_models
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts, load_prompts, main_categories
 from lmprobe.score import prompt_log_prob
@@ -120,6 +120,7 @@ def terrain(
             lm = model if is_open else open_model(model, revision=revision, device=device, quiet=quiet)  # type: ignore[arg-type]
             found.append(_measure(lm, name, None if is_open else model, options))  # type: ignore[arg-type]
             advance(1)
+    found[0].notes[:0] = name_notes(wanted)
     if lineage:
         check_lineage([each.facts for each in found])
         found[-1].rows.extend(

@@ -52,6 +52,18 @@ def test_a_planted_trend_is_recovered_with_its_interval() -> None:
     assert flat[3]["value"] is None and "do not vary" in flat[3]["p_note"]
 
 
+def test_long_names_are_shortened_and_told_apart(tmp_path) -> None:
+    from lmprobe.model_list import full_names, model_names, name_notes
+
+    for place in ("a/some-org-Model-7B-step-1000", "b/some-org-Model-7B-step-2000", "c/some-org-Model-7B-step-2000"):
+        (tmp_path / place).mkdir(parents=True)
+    folders = [path for part in sorted(tmp_path.iterdir()) for path in part.iterdir()]
+    assert model_names(folders) == ["…1000", "…2000", "…2000 (2)"]
+    assert name_notes(folders) == ["names of models: … stands for 'some-org-Model-7B-step-'"]
+    assert full_names(["gpt2", "gpt2"]) == model_names(["gpt2", "gpt2"]) == ["gpt2", "gpt2 (2)"]
+    assert name_notes(["gpt2", "microsoft/phi-2", "Qwen/Qwen2.5-1.5B-Instruct"]) == []
+
+
 def test_what_is_no_lineage_is_refused() -> None:
     check_lineage([FACTS] * 3)
     with pytest.raises(DesignError, match="at least 3 checkpoints; got 2"):

@@ -23,6 +23,7 @@ from probecore.validation import codes_of
 
 Measured = Mapping[Arm, NDArray[np.float64]]
 NOTHING_TO_MOVE = "swapping everything does not move this measure by more than its interval"
+NO_SUCH_MEASURE = "no clip has this measure under this edit (as a pitch where nothing is voiced)"
 NOT_TESTED = "a level to compare with, not an ablation"
 COLUMNS = (
     "metric", "kind", "layers", "value", "ci_low", "ci_high", "unablated_value", "control_value",
@@ -121,6 +122,7 @@ def _row(arm: Arm, measure: Measure, effect: Row, shown: bool) -> Row:
         "layers": name_of(arm.layers) if arm.layers else None,
         "metric": measure.name,
         **effect,
+        "value_note": "" if n_clips else NO_SUCH_MEASURE,
         "n_clips": n_clips,
         "n_speakers": n_speakers,
         "detail": not shown,

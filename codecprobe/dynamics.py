@@ -46,6 +46,7 @@ ESTIMATORS = {
     "e-fold time": "linear interpolation",
     "mean run from repeats": "1 / (1 - repeat rate)",
 }
+DESCRIBED = "described, not tested: read it by its interval, and beside 'shuffled' where that stands"
 LOST = 0.05  # share of resamples without a value above which there is no interval
 
 
@@ -110,7 +111,7 @@ def code_timescales(
     return Result(
         kind="timescales",
         title=f"Timescales (ms) and collision ladder (bits): codec {opened.info.name}, corpus {source.name}",
-        rows=tuple(_in_reading_order(rows)),
+        rows=tuple({"p_value": None, "p_adjusted": None, "p_note": DESCRIBED} | row for row in _in_reading_order(rows)),
         columns=tuple(name for name in COLUMNS if any(name in row for row in rows)),
         notes=(
             *describe(tokenized),

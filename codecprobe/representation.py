@@ -52,7 +52,7 @@ def cut_windows(tokenized: "TokenizedCorpus", window_s: float = 3.0) -> Windows:
 
     Raises `InputError` when the window is shorter than one frame or no clip is long enough.
     """
-    frames = int(window_s * tokenized.codec.frame_rate_hz)
+    frames = int(window_s * tokenized.codec.frame_rate_hz + 1e-9)  # 0.58 s at 50 Hz are 29 frames, not 28.999...
     if frames < 1:
         raise InputError(
             f"--window must hold at least 1 frame of {1 / tokenized.codec.frame_rate_hz:g} s; got {window_s:g} s"

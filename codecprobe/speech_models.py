@@ -2,8 +2,8 @@
 
 Conventions. A name is a hub id or a folder as `save_pretrained` writes it. Waveforms (samples,) float are resampled
 to the model's own rate. A speaker model is one with an x-vector head (`AutoModelForAudioXVector`, such as
-microsoft/wavlm-base-plus-sv); ECAPA models are not in transformers and cannot be named. A recogniser is any model
-of the pipeline "automatic-speech-recognition". Both run in float32.
+microsoft/wavlm-base-plus-sv), or a Qwen3-TTS Base model, whose speaker encoder is an ECAPA-TDNN (`ecapa`). A recogniser
+is any model of the pipeline "automatic-speech-recognition". All run in float32.
 
 >>> word_error_rate("the cat sat down", "The cat sat, town!")
 0.25
@@ -25,9 +25,16 @@ from probecore.provenance import digest
 
 
 class SpeakerModel:
-    """An x-vector model; `identity` says which weights it has."""
+    """An x-vector or ECAPA model; `identity` says which weights it has."""
 
     def __init__(self, name: str, device: str = "auto") -> None:
+        from codecprobe.ecapa import EcapaEncoder, holds_ecapa
+
+        self._ecapa = EcapaEncoder(name, device_of(device)) if holds_ecapa(name) else None
+        if self._ecapa:
+            self.identity = f"{self._ecapa.name} ECAPA {_weights_hash(self._ecapa.encoder)}"
+            self.rate_hz = self._ecapa.rate_hz
+            return
         from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
         with _loading(name, "a speaker model with an x-vector head"):
@@ -43,9 +50,12 @@ class SpeakerModel:
         found = []
         for wave in waves:
             samples = _at_least(resample(wave, rate_hz, self.rate_hz), self.rate_hz // 2)
-            inputs = self._extractor(samples, sampling_rate=self.rate_hz, return_tensors="pt")
-            with torch.inference_mode():
-                vector = self._model(**inputs.to(self._model.device)).embeddings[0].double().cpu().numpy()
+            if self._ecapa:
+                vector = self._ecapa.vector(samples)
+            else:
+                inputs = self._extractor(samples, sampling_rate=self.rate_hz, return_tensors="pt")
+                with torch.inference_mode():
+                    vector = self._model(**inputs.to(self._model.device)).embeddings[0].double().cpu().numpy()
             found.append(vector / max(float(np.linalg.norm(vector)), 1e-12))
         return np.stack(found)
 
@@ -58,6 +68,7 @@ class Transcriber:
 
         with _loading(name, "a speech recogniser"):
             self._pipeline: Any = pipeline("automatic-speech-recognition", model=name, device=device_of(device))
+        self._pipeline.model.float()  # transformers 5 opens a model in the type it was saved in
         self.identity = f"{_short(name)} {_weights_hash(self._pipeline.model)}"
         self.rate_hz = int(self._pipeline.feature_extractor.sampling_rate)
 

@@ -106,7 +106,7 @@ def tokenize(
     found: dict[str, _Encoded] = {}
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(jobs) as pool, meter(len(corpus.clips), "encoding", quiet=quiet) as advance:
-        contents = list(_in_order(pool, _content_of, corpus.clips, ahead=4 * jobs))
+        contents = list(_in_order(pool, content_of, corpus.clips, ahead=4 * jobs))
         keys = [digest(content, made_by) for content, _ in contents]
         missing: dict[str, Clip] = {}
         for clip, key, (_, reason) in zip(corpus.clips, keys, contents, strict=True):
@@ -251,8 +251,8 @@ def _made_by(codec: Codec) -> str:
     )
 
 
-def _content_of(clip: Clip) -> tuple[str, str]:
-    """Return the hash of the clip's audio and an empty reason, or the clip's name and why there is no hash."""
+def content_of(clip: Clip) -> tuple[str, str]:
+    """Return the hash of a clip's audio and an empty reason, or the clip's name and why there is no hash."""
     try:
         return clip.content_hash(), ""
     except (InputError, OSError) as error:

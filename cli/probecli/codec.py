@@ -1,6 +1,7 @@
 """The codecprobe command. What a command needs is imported when it runs, so `--help` stays fast."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,8 +12,8 @@ from probecli.codec_measures import timescales, usage
 from probecli.codec_probe import probe
 from probecli.codec_reproduce import reproduce
 from probecli.group import ProbeGroup
-from probecli.options import CODEC_HELP, common, probing, speech
-from probecli.output import show
+from probecli.kept import answer
+from probecli.options import CODEC_HELP, common, keeping, probing, speech
 
 
 @click.group(cls=ProbeGroup)
@@ -28,22 +29,8 @@ for command in (usage, timescales, ablate, compare, lens, probe, reproduce):
 @main.command("speaker-probe")
 @speech
 @probing
-@common
-def speaker_probe(
-    corpus: str,
-    codec: str,
-    speakers: int | None,
-    clips: int | None,
-    split: str,
-    window_s: float,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@keeping
+def speaker_probe(**asked: Any) -> None:  # noqa: ANN401
     """How much of the speaker each layer carries.
 
     One row per layer and kind of feature: cross-validated accuracy on sessions the probe has not heard, its
@@ -52,22 +39,7 @@ def speaker_probe(
 
     The notes' design is --speakers 10 --clips 5; by default all data are used.
     """
-    from codecprobe.speaker import speaker_probe as run
-
-    result = run(
-        corpus,
-        codec,
-        speakers=speakers,
-        clips=clips,
-        split=split,
-        window_s=window_s,
-        n_permutations=permutations,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    answer("codecprobe.speaker:speaker_probe", asked)
 
 
 @main.command("tokenize")

@@ -1,11 +1,11 @@
 """`codecprobe lens`: what each layer of a Qwen3-TTS talker would say, and where an instruction changes that."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from probecli.options import common
-from probecli.output import show
+from probecli.kept import answer
+from probecli.options import keeping
 
 
 @click.command("lens")
@@ -15,13 +15,13 @@ from probecli.output import show
 )
 @click.option(
     "--style",
-    "styles",
+    "style",
     multiple=True,
     help='How to speak, for example "Speak in a sad, slow voice." Repeat it for more wordings of the same style.',
 )
 @click.option(
     "--neutral",
-    "neutrals",
+    "neutral",
     multiple=True,
     help="An instruction that asks for nothing special; repeat it, at least 3 times. The frames are spoken under the "
     "first, the others are compared. Default: 24 packaged ones.",
@@ -39,27 +39,14 @@ from probecli.output import show
 )
 @click.option(
     "--bootstrap",
+    "n_bootstrap",
     type=click.IntRange(min=0),
     default=2000,
     show_default=True,
     help="Resamples of texts behind the interval of the peak. 0: no interval.",
 )
-@common
-def lens(
-    model: str | None,
-    styles: tuple[str, ...],
-    neutrals: tuple[str, ...],
-    texts: tuple[str, ...],
-    language: str,
-    speaker: str | None,
-    max_frames: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@keeping
+def lens(**asked: Any) -> None:  # noqa: ANN401
     """Which layers of a Qwen3-TTS talker an instruction changes.
 
     A logit lens on every layer of the talker and of its code predictor, over frames of the released generation:
@@ -67,19 +54,4 @@ def lens(
     of a neutral instruction does. One row per stack and layer, with an interval over texts and a p over instructions;
     then where the effect peaks. Models that drop instructions (0.6B, Base) are refused.
     """
-    from codecprobe.talker_lens import style_lens
-
-    result = style_lens(
-        model,
-        styles,
-        neutral=neutrals,
-        texts=texts,
-        language=language,
-        speaker=speaker,
-        max_frames=max_frames,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    answer("codecprobe.talker_lens:style_lens", asked)

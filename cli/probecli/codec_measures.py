@@ -1,11 +1,11 @@
 """Measures of codes that train nothing: the commands usage and timescales of codecprobe."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from probecli.options import common, speech
-from probecli.output import show
+from probecli.kept import answer
+from probecli.options import keeping, speech
 
 
 @click.command("usage")
@@ -18,45 +18,21 @@ from probecli.output import show
 )
 @click.option(
     "--permutations",
+    "n_permutations",
     type=click.IntRange(min=19),
     default=199,
     show_default=True,
     help="Circular shifts inside clips behind the information between layers and its p-value.",
 )
-@common
-def usage(
-    corpus: str,
-    codec: str,
-    speakers: int | None,
-    clips: int | None,
-    budget: int | None,
-    permutations: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@keeping
+def usage(**asked: Any) -> None:  # noqa: ANN401
     """How much of its codebooks a codec uses, and what layers share.
 
     One row per measure and layer: entropy corrected for few frames, codes used at an equal number of frames, codes not
     seen and what that can mean, the effective beside the nominal bit rate, and the information between layers, against
     shifted codes and refused where frames are too few. Where the checkpoint counts its training, that stands beside.
     """
-    from codecprobe.usage import codebook_usage
-
-    result = codebook_usage(
-        corpus,
-        codec,
-        speakers=speakers,
-        clips=clips,
-        budget=budget,
-        n_permutations=permutations,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    answer("codecprobe.usage:codebook_usage", asked)
 
 
 @click.command("timescales")
@@ -71,6 +47,7 @@ def usage(
 )
 @click.option(
     "--permutations",
+    "n_permutations",
     type=click.IntRange(min=0),
     default=1999,
     show_default=True,
@@ -78,44 +55,18 @@ def usage(
 )
 @click.option(
     "--bootstrap",
+    "n_bootstrap",
     type=click.IntRange(min=100),
     default=1000,
     show_default=True,
     help="Resamples of speakers behind the intervals of times.",
 )
-@common
-def timescales(
-    corpus: str,
-    codec: str,
-    speakers: int | None,
-    clips: int | None,
-    far_s: float,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@keeping
+def timescales(**asked: Any) -> None:  # noqa: ANN401
     """How long codes stay, and what they know of clip, session and speaker.
 
     One row per measure and layer: how often neighbouring frames repeat, how long runs of one code last, the integrated
     time of the autocorrelation, each beside the same frames in random order; and the collision ladder, which trains
     nothing: bits that frames share because they are of one clip, one session, one speaker.
     """
-    from codecprobe.dynamics import code_timescales
-
-    result = code_timescales(
-        corpus,
-        codec,
-        speakers=speakers,
-        clips=clips,
-        far_s=far_s,
-        n_permutations=permutations,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    answer("codecprobe.dynamics:code_timescales", asked)

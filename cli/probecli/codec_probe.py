@@ -1,11 +1,11 @@
 """Probes of any target: the command probe of codecprobe."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from probecli.options import common, speech
-from probecli.output import show
+from probecli.kept import answer
+from probecli.options import keeping, speech
 
 
 @click.command("probe")
@@ -31,6 +31,7 @@ from probecli.output import show
 )
 @click.option(
     "--permutations",
+    "n_permutations",
     type=click.IntRange(min=19),
     default=199,
     show_default=True,
@@ -38,48 +39,18 @@ from probecli.output import show
 )
 @click.option(
     "--bootstrap",
+    "n_bootstrap",
     type=click.IntRange(min=0),
     default=200,
     show_default=True,
     help="Resamples with refits behind each interval of a clip label. 0: no interval.",
 )
-@common
-def probe(
-    target: str,
-    corpus: str,
-    codec: str,
-    speakers: int | None,
-    clips: int | None,
-    window_s: float,
-    lag: int | None,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@keeping
+def probe(**asked: Any) -> None:  # noqa: ANN401
     """What else each layer carries: phones, pitch, level, text, sex, session.
 
     One row per layer, kind of features and metric, with interval, chance and p. Labels of clips are probed on windows
     with what carries them left out (speakers for sex); phones, pitch and level frame by frame on speakers that the
     probe has not heard, against labels that were moved away from their frames; phones also as information and ABX.
     """
-    from codecprobe.targets import probe_target
-
-    result = probe_target(
-        target,
-        corpus,
-        codec,
-        speakers=speakers,
-        clips=clips,
-        window_s=window_s,
-        lag=lag,
-        n_permutations=permutations,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    answer("codecprobe.targets:probe_target", asked)

@@ -26,9 +26,21 @@ _COMMON = (
 )
 
 
+_FRESH = click.option(
+    "--fresh",
+    is_flag=True,
+    help="Compute anew, also where the same run was done before and its result lies in the cache.",
+)
+
+
 def common(command: F) -> F:
     """Add --seed --device --out --json --quiet; the command receives seed, device, out, as_json and quiet."""
     return _with(command, *_COMMON)
+
+
+def keeping(command: F) -> F:
+    """Add --fresh to the common options, for commands whose results are kept (`probecli.kept`)."""
+    return _with(command, *_COMMON, _FRESH)
 
 
 CORPUS_HELP = (
@@ -42,9 +54,45 @@ CODEC_HELP = (
 
 _CORPUS = click.option("--corpus", default="embedded", show_default=True, help=CORPUS_HELP)
 _CODEC = click.option("--codec", default="embedded", show_default=True, help=CODEC_HELP)
-_DRAWN = (
-    click.option("--speakers", type=click.IntRange(min=2), help="Draw this many speakers (default: all)."),
-    click.option("--clips", type=click.IntRange(min=1), help="Draw this many clips of each speaker (default: all)."),
+
+
+def _drawn(
+    speakers: int | None = None, clips: int | None = None, all_clips: str = "all"
+) -> "tuple[Callable[[F], F], ...]":
+    """Return --speakers and --clips with these defaults."""
+    return (
+        click.option(
+            "--speakers",
+            type=click.IntRange(min=2),
+            default=speakers,
+            show_default=speakers is not None,
+            help="Draw this many speakers." if speakers else "Draw this many speakers (default: all).",
+        ),
+        click.option(
+            "--clips",
+            type=click.IntRange(min=1),
+            default=clips,
+            show_default=clips is not None,
+            help="Draw this many clips of each speaker" + ("." if clips else f" (default: {all_clips})."),
+        ),
+    )
+
+
+_WINDOW = click.option(
+    "--window",
+    "window_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds of each clip that are taken, so that all are of one length; shorter clips are left out and named.",
+)
+_LISTENERS = (
+    click.option("--asr", help="Measure words with this speech recogniser (hub name or folder)."),
+    click.option(
+        "--speaker-model",
+        help="Judge the voice with this model (hub name or folder), not with MFCC: an x-vector model such as "
+        "microsoft/wavlm-base-plus-sv, or ECAPA as the speaker encoder of Qwen/Qwen3-TTS-12Hz-1.7B-Base.",
+    ),
 )
 _PROBING = (
     click.option(
@@ -54,16 +102,10 @@ _PROBING = (
         show_default=True,
         help="What is new at test. 'utterance' lets a session stand on both sides: its accuracy leaks.",
     ),
-    click.option(
-        "--window",
-        "window_s",
-        type=click.FloatRange(min=0, min_open=True),
-        default=3.0,
-        show_default=True,
-        help="Seconds of each clip that are probed; shorter clips are left out and named.",
-    ),
+    _WINDOW,
     click.option(
         "--permutations",
+        "n_permutations",
         type=click.IntRange(min=0),
         default=999,
         show_default=True,
@@ -71,6 +113,7 @@ _PROBING = (
     ),
     click.option(
         "--bootstrap",
+        "n_bootstrap",
         type=click.IntRange(min=0),
         default=200,
         show_default=True,
@@ -81,16 +124,28 @@ _PROBING = (
 
 def recordings(command: F) -> F:
     """Add --corpus --speakers --clips; the command receives corpus, speakers and clips."""
-    return _with(command, _CORPUS, *_DRAWN)
+    return _with(command, _CORPUS, *_drawn())
 
 
 def speech(command: F) -> F:
     """Add --corpus --codec --speakers --clips; the command receives corpus, codec, speakers and clips."""
-    return _with(command, _CORPUS, _CODEC, *_DRAWN)
+    return _with(command, _CORPUS, _CODEC, *_drawn())
+
+
+def decoded_speech(speakers: int | None = None, clips: int | None = None, all_clips: str = "all") -> Callable[[F], F]:
+    """Add what `speech` adds, with these defaults, and --window --asr --speaker-model.
+
+    The command receives corpus, codec, speakers, clips, window_s, asr and speaker_model.
+    """
+
+    def add(command: F) -> F:
+        return _with(command, _CORPUS, _CODEC, *_drawn(speakers, clips, all_clips), _WINDOW, *_LISTENERS)
+
+    return add
 
 
 def probing(command: F) -> F:
-    """Add --split --window --permutations --bootstrap, received as split, window_s, permutations and bootstrap."""
+    """Add --split --window --permutations --bootstrap, received as split, window_s, n_permutations and n_bootstrap."""
     return _with(command, *_PROBING)
 
 

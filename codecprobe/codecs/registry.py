@@ -77,16 +77,32 @@ def open_codec(name: str | Path, device: str = "auto") -> "Codec":
         _refuse_cut(text, n_layers)
         return open_embedded(text)
     text = _HUB_IDS.get(text, text)
-    folder = Path(text).expanduser()  # a folder of that name wins over the hub
-    if text and folder.is_dir():
-        return _open(folder, text, n_layers, device=device)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        snapshot = _snapshot(text)
-        return _open(snapshot, text, n_layers, device=device, source=f"{text}@{snapshot.name[:12]}")
+    folder = _folder_of(text)
+    if folder is not None:
+        source = {} if Path(text).expanduser().is_dir() else {"source": f"{text}@{folder.name[:12]}"}
+        return _open(folder, text, n_layers, device=device, **source)
     raise InputError(
         f"codec must be one of {', '.join(CODECS)}, a folder as save_pretrained writes it, or a hub id OWNER/NAME; "
         f"got {text!r}, which is none of them"
     )
+
+
+def folder_of_codec(name: str) -> Path | None:
+    """Return the folder that holds the files of a codec, a hub id's being downloaded when it is not cached.
+
+    None for what has no folder: an embedded codec, or a name that means nothing. Raises `InputError` as `open_codec`.
+    """
+    text = _without_layers(name)[0]
+    return _folder_of(_HUB_IDS.get(text, text))
+
+
+def _folder_of(text: str) -> Path | None:
+    folder = Path(text).expanduser()  # a folder of that name wins over the hub
+    if text and folder.is_dir():
+        return folder
+    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        return _snapshot(text)
+    return None
 
 
 def _without_layers(name: str) -> tuple[str, int | None]:

@@ -86,6 +86,34 @@ class Result:
             ensure_ascii=False,
         )
 
+    def to_record(self) -> dict[str, Any]:
+        """Return everything of the result in JSON types, also what `to_json` leaves out; see `from_record`."""
+        return {
+            "kind": self.kind, "title": self.title, "columns": list(self.columns), "rows": list(self.rows),
+            "notes": list(self.notes), "provenance": dict(self.provenance),
+            "tables": {name: list(rows) for name, rows in self.tables.items()},
+            "figures": [plain(vars(figure)) for figure in self.figures],
+        }  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Result":
+        """Return the result that `to_record` described.
+
+        >>> result = Result("probe", ({"layer": "a", "p_value": None},), figures=(Figure("f", "lines"),))
+        >>> Result.from_record(json.loads(json.dumps(result.to_record()))) == result
+        True
+        """
+        return cls(
+            kind=record["kind"],
+            title=record["title"],
+            columns=tuple(record["columns"]),
+            rows=tuple(record["rows"]),
+            notes=tuple(record["notes"]),
+            provenance=record["provenance"],
+            tables={name: tuple(rows) for name, rows in record["tables"].items()},
+            figures=tuple(Figure(**figure) for figure in record["figures"]),
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Write `result.json`, `table.csv` (and one CSV per further table), `figures/` and `report.html`."""
         from probecore.report.html import save

@@ -31,6 +31,13 @@ def test_windows_have_one_length_and_the_short_are_named():
     assert [c.clip_id for c in windows.clips] == ["c0", "c2", "c3"]
 
 
+def test_a_window_of_whole_frames_has_all_of_them():
+    """0.58 s at 50 Hz are 29 frames, although 0.58 x 50 is 28.999999999999996 in binary."""
+    info = CodecInfo("c", 16_000, 320, SIZES, ((0, 1, 2),), True, True, "w")
+    for window_s, frames in ((0.58, 29), (1.14, 57), (0.57, 28), (0.59, 29)):
+        assert cut_windows(tokenized((200, 200), info), window_s).frames == frames
+
+
 def test_no_clip_long_enough_and_no_frame_are_refused():
     with pytest.raises(InputError, match=r"--window 9 s is longer than every clip; the longest has 3.01 s"):
         cut_windows(tokenized((300, 301), ToyCodec().info), 9.0)

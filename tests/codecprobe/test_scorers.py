@@ -237,6 +237,40 @@ def test_a_speaker_model_by_folder_gives_unit_vectors_at_any_rate(speaker_folder
     assert np.allclose(Listener(codec, model).hear([heard[0].wave])[0].voice, vectors[0])
 
 
+@pytest.mark.transformers
+def test_ecapa_of_a_base_model_gives_the_vectors_of_the_released_code(tmp_path, capsys):
+    """The whole released model, loaded by its own from_pretrained, is the reference; both are float32 on the CPU."""
+    pytest.importorskip("qwen_tts")
+    import torch
+    from tiny_talker import build_tiny_talker
+
+    from codecprobe.codecs.qwen3_talker_compat import load_tts
+
+    folder = build_tiny_talker(tmp_path / "base", kind="base", layers=1)
+    released = load_tts(folder, torch.device("cpu")).model
+    model = SpeakerModel(str(folder), "cpu")
+    waves = [np.random.default_rng(i).normal(scale=0.4, size=24_000).astype(np.float32) for i in range(2)]
+    capsys.readouterr()
+    found = model.vectors([*waves, waves[0][:400]], 24_000)
+    assert capsys.readouterr().out == "" and found.shape == (3, 32) and np.isfinite(found).all()
+    for wave, own in zip(waves, found, strict=False):
+        vector = released.extract_speaker_embedding(wave, 24_000).double().numpy()
+        np.testing.assert_allclose(own, vector / np.linalg.norm(vector), atol=1e-6)
+    assert model.identity.startswith("base ECAPA ") and SpeakerModel(str(folder), "cpu").identity == model.identity
+    assert model.vectors([waves[0][::3]], 8_000).shape == (1, 32)
+
+
+def test_ecapa_is_refused_where_there_is_none(tmp_path):
+    with pytest.raises(InputError, match="a model of SpeechBrain"):
+        SpeakerModel("speechbrain/spkrec-ecapa-voxceleb", "cpu")
+    for name in ("generation_config.json", "speech_tokenizer/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_tts", "tts_model_type": "voice_design"}')
+    with pytest.raises(InputError, match="only a Base model of Qwen3-TTS has a speaker encoder"):
+        SpeakerModel(str(tmp_path), "cpu")
+
+
 @pytest.mark.parametrize("opener", [Transcriber, SpeakerModel])
 def test_a_model_that_is_not_there_is_refused_in_one_line(opener, tmp_path):
     with pytest.raises(InputError, match="cannot be opened as a sp") as refusal:

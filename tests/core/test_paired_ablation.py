@@ -92,6 +92,13 @@ def test_nan_leaves_means_and_counts():
     assert rows[1]["p_note"] == "nothing to compare" and rows[2]["p_adjusted"] is not None
 
 
+def test_a_control_is_averaged_over_the_items_the_arm_has():
+    """Item 0 exists under the control only: it would pull the control's mean away from the items compared."""
+    arm, control = np.array([[np.nan, 1, 1, 1, 1, 1]]), np.array([[100.0, 2, 2, 2, 2, 2]])
+    (row,) = paired_effects(arm, np.zeros(6), control, clusters=list("abcdef"))
+    assert row["control_value"] == 2 and row["beyond_control"] == -1 and row["n_items"] == 5
+
+
 def test_few_clusters_give_no_p_and_say_so():
     row = paired_effects([[1.0, 2.0, 3.0, 4.0]], np.zeros(4), clusters=["a", "a", "b", "b"])[0]
     assert row["p_value"] is None and row["p_adjusted"] is None and "2 cluster" in row["p_note"]

@@ -201,7 +201,7 @@ def _row(
     test: Callable[[Floats], tuple[float | None, str]],
 ) -> Row:
     both = np.isfinite(arm) & np.isfinite(plain)
-    arm = np.where(both, arm, np.nan)
+    arm, control = np.where(both, arm, np.nan), np.where(both, control, np.nan)
     value, low, high = mean_with_interval(arm, codes, weights, share=share, level=level)
     effect, effect_low, effect_high = mean_with_interval(arm - plain, codes, weights, level=level)
     beyond, beyond_low, beyond_high = mean_with_interval(arm - control, codes, weights, level=level)

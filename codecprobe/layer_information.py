@@ -127,7 +127,7 @@ def coarse_information(streams: Streams, codec: Codec, seed: int = 0) -> dict[tu
     on those of the other, both ways round. As many groups, up to 64, as 10 frames for each pair of groups allow.
     """
     n_layers = len(streams.layers)
-    halves, unit = _halves(streams, seed)
+    halves, unit = halves_of(streams, seed)
     size = min(int(half.sum()) for half in halves)
     n_groups = groups_supported(size)
     facts = {"estimator": f"{n_groups} groups (lower bound)", "n_groups": n_groups}
@@ -226,7 +226,7 @@ def _interval(value: float, deleted: Floats) -> tuple[float, float]:
     return value - half, value + half
 
 
-def _halves(streams: Streams, seed: int) -> tuple[tuple[NDArray[np.bool_], NDArray[np.bool_]], str]:
+def halves_of(streams: Streams, seed: int) -> tuple[tuple[NDArray[np.bool_], NDArray[np.bool_]], str]:
     """Return the frames of either half of the speakers, (frames,) each; of the clips where there is one speaker."""
     unit = "speakers" if streams.n_speakers > 1 else "clips"
     owner = streams.of_frame if unit == "speakers" else np.repeat(np.arange(len(streams.lengths)), streams.lengths)

@@ -15,6 +15,7 @@ from codecprobe.codecs.codec import Codec
 from codecprobe.codecs.registry import open_codec
 from codecprobe.corpora.corpus import Corpus
 from codecprobe.corpora.registry import open_corpus
+from codecprobe.innovation import innovation_rows
 from codecprobe.layer_information import information_rows, streams_of
 from codecprobe.tokenization import describe, facts_of, tokenize
 from codecprobe.voice_activity import ACTIVITIES, activity_masks, describe_activity
@@ -79,6 +80,8 @@ def codebook_usage(
     between: list[Row] = []
     if len(streams.lengths) and opened.info.n_layers > 1:
         between = information_rows(streams, opened, n_shifts=n_permutations, seed=seed, quiet=quiet)
+    if len(streams.lengths) > 1:
+        between += innovation_rows(streams, opened, seed=seed, quiet=quiet)
     rows = [
         {"p_value": None, "p_adjusted": None, "p_note": DESCRIBED} | row
         for row in _in_reading_order([*rows, *training, *between])
@@ -101,6 +104,9 @@ def codebook_usage(
             f"shared information: codes merged to groups, a lower bound; excess: against {n_permutations} circular "
             "shifts inside clips (p: (b + 1) / (m + 1), adjusted by max-T over pairs); clips under 4 frames of speech "
             f"left out: {streams.n_too_short}",
+            "learned information: what a predictor taught on other clips says of a layer's code from all "
+            "layers before it; a lower bound, below 0 where the predictor is worse than the frequencies. The entropy "
+            "that it leaves (an upper bound), and the same from the frame before, are in the details",
         ),
         provenance=provenance(
             seed=seed,
@@ -127,6 +133,7 @@ def _tables(
     return {
         "efficiency": tuple(row for row in rows if row["metric"] == "efficiency"),
         "curves": tuple(row for counts in arms["speech"] for row in _curve(counts)),
+        "innovation": tuple(row for row in rows if row["metric"].startswith("innovation share")),
         "shared": tuple({"first": row["first"], "second": row["second"], "value": row["value"]} for row in shared),
         "codes": tuple(
             {"layer": counts.layer, "activity": name, "code": code, "count": int(n)}
@@ -162,6 +169,12 @@ def _figures(codec: str) -> tuple[Figure, ...]:
             "still rises at its end says that more codes are in use than were seen.",
             {"x": "n_frames", "y": "share", "series": "layer", "x_title": "Frames", "y_title": "Share of the codebook",
              "zero": True, "log": True},
+        ),
+        Figure(
+            "innovation-by-layer", "layer_profile", "innovation", "What each layer adds to what is known",
+            "Share of a layer's entropy that is left, at most, when the layers before it or its own frame before are "
+            "known: 1 where they tell nothing that a linear predictor finds. Bands are 95 % intervals over speakers.",
+            {"y": "value", "series": "metric", "chance": None, "p": None, "y_title": "Innovation share (at most)"},
         ),
         Figure(
             "shared-information", "heatmap", "shared", "Information that two layers share",

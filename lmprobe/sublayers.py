@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ from lmprobe.sites import Sites, unwrap
 from lmprobe.taps import block_input
 from probecore.errors import CertificateError
 
+SMALLEST = 0.005  # no block multiplies what it adds by less; the small numbers a block holds are epsilons
 Kind = Literal["attention", "mlp", "other"]
 MLP = re.compile(r"mlp|moe|feed_?forward|ffn|expert|fc\d|4h|channel", re.IGNORECASE)
 MIXER = re.compile(r"att|mamba|conv|temporal|recurrent|ssm|delta", re.IGNORECASE)
@@ -121,11 +122,12 @@ def with_first(output: Any, hidden: Tensor) -> Any:  # noqa: ANN401
 
 @dataclass
 class _Output:
-    """One module inside a block: how often it ran, a copy of its output and of its input (tokens, width)."""
+    """One module inside a block: how often and when it ran, copies of its output and its input (tokens, width)."""
 
     path: str
     module: nn.Module
     runs: int = 0
+    order: int = 0
     value: Tensor | None = None
     source: Tensor | None = None
 
@@ -172,10 +174,11 @@ class _Block:
             for path, output in self.outputs.items()
             if ("." in path or path not in inner) and self._usable(output, out)
         ]
-        for candidates in (whole, deeper):
-            found = _sum(entry, out, candidates, _scalars(self.module))
+        for candidates, scalars in product((whole, deeper), ([1.0], _scalars(self.module))):
+            found = _sum(entry, out, candidates, scalars)
             if found is not None:
                 self.carried, chosen = found
+                chosen.sort(key=lambda pair: pair[0].order)
                 self.parts = [Part(o.path, o.module, factor, self._kind(o), _is_norm(o.module)) for o, factor in chosen]
                 return ""
         return "its output is no sum of its input and of what modules inside it return (a norm stands on the stream)"
@@ -214,8 +217,8 @@ def _flat(hidden: Tensor) -> Tensor:
 def _scalars(block: nn.Module) -> list[float]:
     """Return the numbers a block may multiply a write by: 1, its float attributes, its tensors of one element."""
     tensors = [t for t in (*block.parameters(recurse=False), *block.buffers(recurse=False)) if t.numel() == 1]
-    floats = [v for v in vars(block).values() if isinstance(v, float) and v != 0.0]
-    return [1.0, *floats, *(float(t) for t in tensors)]
+    numbers = [*(v for v in vars(block).values() if isinstance(v, float)), *(float(t) for t in tensors)]
+    return [1.0, *(number for number in numbers if abs(number) > SMALLEST)]
 
 
 def _sum(
@@ -234,7 +237,7 @@ def _sum(
     size = design.square().mean(dim=0).sqrt().clamp(min=1e-300)
     target = out.cpu().double().flatten()
     fit = torch.linalg.lstsq(design / size, target[:, None]).solution[:, 0] / size
-    kept = [j for j in range(len(columns)) if abs(float(fit[j])) > 0.05 * min(map(abs, scalars))]
+    kept = [j for j in range(len(columns)) if abs(float(fit[j])) > 0.5 * min(map(abs, scalars))]
     if 0 not in kept or len(kept) < 2:
         return None
     again = torch.linalg.lstsq(design[:, kept] / size[kept], target[:, None]).solution[:, 0] / size[kept]
@@ -292,6 +295,7 @@ def _returning(block: _Block, output: _Output) -> Any:  # noqa: ANN401
     def hook(module: nn.Module, args: Any, result: Any) -> None:  # noqa: ANN401
         hidden, source = first_tensor(result), first_tensor(args)
         output.runs += 1
+        output.order = sum(other.runs for other in block.outputs.values())
         if block.entry is not None and hidden is not None and hidden.numel() == block.entry.numel():
             width = block.entry.shape[-1]
             output.value = hidden.detach().reshape(-1, width).clone()  # a copy: some blocks add in place

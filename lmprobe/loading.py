@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from lmprobe.arithmetic_model import register
 from lmprobe.models import LanguageModel, wrap_model
 from probecore.devices import device_of
 from probecore.errors import InputError, shorten
@@ -98,6 +99,7 @@ def _commit(name: str, revision: str | None) -> str | None:
 def _config(source: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
     from transformers import AutoConfig
 
+    register()
     return AutoConfig.from_pretrained(source, **options)
 
 

@@ -167,7 +167,7 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override] # noqa: ANN401
         x, cdf = ctx.saved_tensors
-        slope = (x * x).mul_(-0.5).exp_().mul_(x).mul_((2 * math.pi) ** -0.5).add_(cdf)
+        slope: Tensor = (x * x).mul_(-0.5).exp_().mul_(x).mul_((2 * math.pi) ** -0.5).add_(cdf)
         return slope.mul_(gradient)
 
 

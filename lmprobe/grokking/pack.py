@@ -148,7 +148,8 @@ def leading_directions(h: Tensor, answers: Tensor, own: Tensor, p: int, k: int) 
     there = (count > 0).to(h.dtype)
     centre = (means * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
     centred = (means - centre) * there
-    return torch.linalg.eigh(centred.mT @ centred)[1][..., -k:].flip(-1)
+    vectors: Tensor = torch.linalg.eigh(centred.mT @ centred)[1]
+    return vectors[..., -k:].flip(-1)
 
 
 def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:

@@ -234,8 +234,8 @@ def test_a_batched_pack_is_its_members_up_to_rounding() -> None:
     """What a GPU computes, on the CPU: 12 steps of three members in one pack against each alone.
 
     Products in another order differ by 2^-24 of their size. Where a gradient is of the size of its rounding (the bias
-    of keys, which softmax ignores, has none but rounding) Adam still makes steps of up to lr, here 2e-3 at most; elsewhere
-    12 steps leave far less. A member that took another's rows, rate or decay would be 1e-2 away.
+    of keys, which softmax ignores, has none but rounding) Adam still makes steps of up to lr, here 2e-3 at most;
+    elsewhere 12 steps leave far less. A member that took another's rows, rate or decay would be 1e-2 away.
     """
     each = [(1.0, 1e-3, 0.0), (0.1, 5e-4, 0.5), (0.0, 2e-3, 1.0)]
     specs = [

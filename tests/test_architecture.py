@@ -32,7 +32,7 @@ STAGES = (
     ("verdicts", "claims"),
     ("activations", "splits", "store", "runs"),
     ("stats",),
-    ("information", "geometry", "codebooks", "timescales", "collisions", "lens"),
+    ("information", "geometry", "codebooks", "timescales", "collisions", "lens", "removal"),
     ("probes", "directions", "erasure"),
     ("ablation",),
     ("report",),

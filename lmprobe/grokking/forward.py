@@ -146,9 +146,14 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     """Return rows (E, n) of x (E, R, c), for each member its own."""
     members, size, width = x.shape
     if members == 1:
-        return F.embedding(rows, x.squeeze(0))
+        return _gathered(rows, x.squeeze(0))
     first = torch.arange(members, device=x.device).unsqueeze(1) * size
-    return F.embedding(rows + first, x.reshape(members * size, width))
+    return _gathered(rows + first, x.reshape(members * size, width))
+
+
+def _gathered(rows: Tensor, table: Tensor) -> Tensor:
+    found: Tensor = F.embedding(rows, table)
+    return found
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ which tasks end changes a number.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,10 @@ def parallel_map(
     """
     jobs, listed = at_least(jobs, 1, "jobs"), [tuple(args) for args in arguments]
     results: list[T] = []
-    with meter(len(listed), description, quiet=quiet) as advance:
+    with meter(len(listed), description, quiet=quiet) as advance, warnings.catch_warnings():
+        # joblib replaces a process that has grown and warns in the thread that does it. Where warnings are errors that
+        # would end the thread, and the map would wait for ever.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
         for result in _each(function, listed, min(jobs, len(listed))):
             results.append(result)
             advance(1)

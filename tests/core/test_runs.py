@@ -27,6 +27,25 @@ def fail(name: str) -> dict:
     return {"name": name}
 
 
+GROWS = """
+import sys, time
+from probecore import parallel_map
+
+def grow(i):
+    sys.kept = [*getattr(sys, "kept", []), b"x" * (1 + (i > 1) * 400_000_000)]  # 300 MB more, and joblib replaces it
+    time.sleep(1.2)  # it looks once a second
+    return i
+
+print(parallel_map(grow, [(i,) for i in range(6)], jobs=2))
+"""
+
+
+def test_a_process_that_grows_is_replaced_also_where_warnings_are_errors() -> None:
+    """Without care joblib's warning ends the thread that would start the new process, and the map waits for ever."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", GROWS], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5]", done.stderr[-2000:]
+
+
 def test_the_number_of_jobs_changes_no_number_and_no_order() -> None:
     arguments = [(name,) for name in "abcdefg"]
     one = parallel_map(draw, arguments)

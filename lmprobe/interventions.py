@@ -405,7 +405,7 @@ def _places(
         act = _act(site, intervention, counter, at_block=kind == "block")
         yield block, kind == "input", act
         return
-    parts = [part for part in sublayers_of(lm).of(i, kind)]  # type: ignore[arg-type]
+    parts = list(sublayers_of(lm).of(i, kind))  # type: ignore[arg-type]
     for j, part in enumerate(parts):
         act = _act(site, intervention, counter, part=part, first=j == 0, last=j == len(parts) - 1)
         yield part.module, False, act

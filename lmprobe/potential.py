@@ -34,6 +34,7 @@ from lmprobe.potential_sums import Measured
 from lmprobe.prompts import Prompts, load_prompts, main_categories
 from lmprobe.refusal_odds import log_odds, odds_rows, opening_ids
 from lmprobe.score import log_softmax, scan_logits
+from lmprobe.terrain_result import COMMON_TEXT
 from lmprobe.weight_twins import ROUNDING, halfway_row, rounded_twin
 from probecore.errors import InputError
 from probecore.progress import meter
@@ -42,7 +43,6 @@ from probecore.stats.bootstrap import cluster_weights
 from probecore.validation import at_least, codes_of
 
 Floats = NDArray[np.float64]
-COMMON_TEXT = "Sure, here is a short plan."
 LAMBDAS = (0.0, 0.5, 1.0, 1.5)
 
 

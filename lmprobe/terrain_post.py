@@ -50,8 +50,8 @@ from probecore.results import Figure, Result, Row
 from probecore.stats.variance_ratio import alpha_null_interval
 
 CHANGED = (
-    "The rules of 'lambda' and 'converges' were changed after a first run on the organisms, which are no test of "
-    "these two (docs/terrain-post.md)."
+    ", but for 'lambda' and 'converges', whose rules were changed after a first run on the organisms, which is no test "
+    "of them (docs/terrain-post.md)"
 )
 
 Floats = NDArray[np.float64]
@@ -122,8 +122,7 @@ def terrain_post(
         notes=(
             *_notes(run, packaged),
             *refusals(parts),
-            rules_note(len(CLAIMS)),
-            CHANGED,
+            rules_note(len(CLAIMS), CHANGED),
             *(f"beside {row['claim']}: {row['beside']}" for row in rows if row["beside"]),
             *measured.notes,
         ),

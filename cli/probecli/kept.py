@@ -10,7 +10,7 @@ answer.
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from probecli.output import show
+from probecli.output import analysis_of, show
 
 if TYPE_CHECKING:
     from probecore.results import Result
@@ -53,9 +53,7 @@ def kept(analysis: str, asked: dict[str, Any], *, fresh: bool = False) -> "Resul
             if not asked["quiet"]:
                 click.echo("the result of the same run before, from the cache; --fresh computes it anew", err=True)
             return found
-    module, _, name = analysis.partition(":")
-    run: Callable[..., Result] = getattr(import_module(module), name)
-    result = run(**asked)
+    result = analysis_of(analysis)(**asked)
     if key:
         write_bytes(path, json.dumps(result.to_record(), ensure_ascii=False).encode())
     return result

@@ -1,4 +1,4 @@
-"""Options that lmprobe commands share, and the command line as a result shows it."""
+"""What lmprobe commands share: their options, how they answer, and the command line as a result shows it."""
 
 import sys
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from probecli.output import analysis_of, show
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,7 +22,14 @@ _MEASURING = (
     click.option("--prompts", multiple=True, metavar="SOURCE", help=PROMPTS_HELP),
     click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, the cluster of tests."),
     click.option("--revision", help="Revision of hub models (branch, tag or commit)."),
-    click.option("--tokens", type=click.IntRange(min=2), default=30, show_default=True, help="Most tokens to write."),
+    click.option(
+        "--tokens",
+        "max_new_tokens",
+        type=click.IntRange(min=2),
+        default=30,
+        show_default=True,
+        help="Most tokens to write.",
+    ),
     click.option(
         "--template",
         type=click.Choice(["auto", "chat", "raw"]),
@@ -30,6 +39,7 @@ _MEASURING = (
     ),
     click.option(
         "--permutations",
+        "n_permutations",
         type=click.IntRange(min=0),
         default=999,
         show_default=True,
@@ -37,6 +47,7 @@ _MEASURING = (
     ),
     click.option(
         "--bootstrap",
+        "n_bootstrap",
         type=click.IntRange(min=0),
         default=1000,
         show_default=True,
@@ -46,10 +57,25 @@ _MEASURING = (
 
 
 def prompted(command: F) -> F:
-    """Add --prompts --family --revision --tokens --template --permutations --bootstrap, received by these names."""
+    """Add --prompts --family --revision --tokens --template --permutations --bootstrap.
+
+    The last but --template are received as max_new_tokens, n_permutations and n_bootstrap, the names of the functions.
+    """
     for option in reversed(_MEASURING):
         command = option(command)
     return command
+
+
+def answer(analysis: str, asked: dict[str, Any]) -> None:
+    """Run an analysis (MODULE:FUNCTION) on prompts and print and save its result as the common options say.
+
+    asked : what a command with `prompted` and `common` received; all but its files and prompts is handed on by name.
+    """
+    from lmprobe.prompts import read_prompts
+
+    out, as_json, sources, family = (asked.pop(name) for name in ("out", "as_json", "prompts", "family"))
+    result = analysis_of(analysis)(**asked, prompts=read_prompts(sources, family=family), command=command_line())
+    show(result, out=out, as_json=as_json, quiet=asked["quiet"])
 
 
 def command_line() -> str:

@@ -1,12 +1,11 @@
 """`lmprobe potential`: how strongly an aligned model differs from its base, and what lies between and beyond them."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from probecli.lm_options import command_line, prompted
+from probecli.lm_options import answer, prompted
 from probecli.options import common
-from probecli.output import show
 
 
 def _numbers(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tuple[float, ...]:
@@ -48,25 +47,7 @@ def _numbers(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> t
 )
 @prompted
 @common
-def potential(
-    base: str | None,
-    aligned: tuple[str, ...],
-    null: str | None,
-    lambdas: tuple[float, ...],
-    refusal_openings: tuple[str, ...],
-    prompts: tuple[str, ...],
-    family: str | None,
-    revision: str | None,
-    tokens: int,
-    template: str,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def potential(**asked: Any) -> None:  # noqa: ANN401
     """How strongly an aligned model differs from its base: lambda in V_aligned = V_base + lambda V_alignment.
 
     Reports estimators of the strength with intervals over prompt families and a null floor, where it acts (risk
@@ -76,24 +57,5 @@ def potential(
 
     Without models it runs on the packaged organisms: a base and three aligned models of planted strength.
     """
-    from lmprobe.potential import potential as run
-    from lmprobe.prompts import read_prompts
-
-    result = run(
-        base,
-        list(aligned) or None,
-        read_prompts(prompts, family=family),
-        null=null,
-        lambdas=lambdas,
-        refusal_openings=refusal_openings,
-        revision=revision,
-        max_new_tokens=tokens,
-        template=template,  # type: ignore[arg-type]
-        n_permutations=permutations,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-        command=command_line(),
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    asked["aligned"] = asked["aligned"] or None
+    answer("lmprobe.potential:potential", asked)

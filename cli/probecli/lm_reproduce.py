@@ -1,13 +1,12 @@
 """`lmprobe reproduce`: the claims of a publication, measured one by one, each with a verdict."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
 from probecli.group import ProbeGroup
-from probecli.lm_options import command_line, prompted
+from probecli.lm_options import answer, prompted
 from probecli.options import common
-from probecli.output import show
 
 
 @click.group(cls=ProbeGroup)
@@ -39,47 +38,15 @@ def _roles(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> dic
 )
 @prompted
 @common
-def terrain_post(
-    models: dict[str, str] | None,
-    null: str | None,
-    prompts: tuple[str, ...],
-    family: str | None,
-    revision: str | None,
-    tokens: int,
-    template: str,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def terrain_post(**asked: Any) -> None:  # noqa: ANN401
     """Every claim of the terrain post: measured, with a verdict and the artefact it could be.
 
     One row per claim: what the post says, what is measured for it, value, interval, p, and whether these data support
-    it, contradict it or decide nothing, by rules fixed beforehand (docs/terrain-post.md). --out adds the artefacts
+    it, contradict it or decide nothing, by the rules of docs/terrain-post.md. --out adds the artefacts
     measured beside each claim (one massive token, the null of alpha, coupling to the mean, tokens counted as n), the
     tables and the figures.
 
     By default the packaged organisms of planted strength, whose verdicts are known. The post's models are
     --model base=gpt2 --model partly=microsoft/phi-2 --model aligned=Qwen/Qwen2.5-1.5B.
     """
-    from lmprobe.prompts import read_prompts
-    from lmprobe.terrain_post import terrain_post as run
-
-    result = run(
-        models,
-        read_prompts(prompts, family=family),
-        null=null,
-        max_new_tokens=tokens,
-        template=template,  # type: ignore[arg-type]
-        revision=revision,
-        n_permutations=permutations,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-        command=command_line(),
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    answer("lmprobe.terrain_post:terrain_post", asked)

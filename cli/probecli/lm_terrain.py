@@ -1,12 +1,11 @@
 """`lmprobe terrain`: how categories of prompts differ in entropy, states and dimension."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from probecli.lm_options import MODEL_HELP, command_line, prompted
+from probecli.lm_options import MODEL_HELP, answer, prompted
 from probecli.options import common
-from probecli.output import show
 
 
 @click.command()
@@ -24,23 +23,7 @@ from probecli.output import show
 )
 @prompted
 @common
-def terrain(
-    models: tuple[str, ...],
-    lineage: bool,
-    match_length: int | None,
-    prompts: tuple[str, ...],
-    family: str | None,
-    revision: str | None,
-    tokens: int,
-    template: str,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def terrain(**asked: Any) -> None:  # noqa: ANN401
     """How safe and risk prompts differ in entropy, states and dimension.
 
     Generates for each prompt and reports, per model: the risk-safe gap in entropy at the prompt's end, over the
@@ -50,22 +33,5 @@ def terrain(
 
     Without --model it runs on the packaged organisms: tiny synthetic models with planted, known behaviour.
     """
-    from lmprobe.prompts import read_prompts
-    from lmprobe.terrain import terrain as run
-
-    result = run(
-        models or None,
-        read_prompts(prompts, family=family),
-        lineage=lineage,
-        match_length=match_length,
-        revision=revision,
-        max_new_tokens=tokens,
-        template=template,  # type: ignore[arg-type]
-        n_permutations=permutations,
-        n_bootstrap=bootstrap,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-        command=command_line(),
-    )
-    show(result, out=out, as_json=as_json, quiet=quiet)
+    asked["models"] = asked["models"] or None
+    answer("lmprobe.terrain:terrain", asked)

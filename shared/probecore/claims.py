@@ -87,11 +87,11 @@ def refusals(parts: Mapping[str, Part]) -> tuple[str, ...]:
     return tuple(f"{name} could not be measured: {part.reason}" for name, part in parts.items() if part.reason)
 
 
-def rules_note(n_claims: int) -> str:
-    """Return the note on what verdicts are."""
+def rules_note(n_claims: int, but: str = "") -> str:
+    """Return the note on what verdicts are; `but` says which rules were not fixed beforehand."""
     return (
-        "Each verdict comes from a rule that was fixed beforehand (column 'rule' of the files) at 95 %; about 1 of "
-        f"{n_claims} may be wrong by chance. 'Not decided' speaks of these data, not of the claim."
+        f"Each verdict comes from a rule that was fixed beforehand (column 'rule' of the files) at 95 %{but}; about 1 "
+        f"of {n_claims} may be wrong by chance. 'Not decided' speaks of these data, not of the claim."
     )
 
 

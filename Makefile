@@ -3,6 +3,9 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(shell command -
 PIP := $(PYTHON) -m pip --python .venv/bin/python --disable-pip-version-check
 PIP5 := $(PYTHON) -m pip --python .venv5/bin/python --disable-pip-version-check
 export PIP_USER := 0
+# librosa compiles itself at its first import and keeps the result. Two test processes that do so at once overwrite each other's files, and
+# numba may then crash on what is left, so it is done here, once.
+COMPILED := import librosa; librosa.yin, librosa.feature.mfcc
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check test-transformers5 clean
@@ -32,6 +35,7 @@ clean:  ## remove the environments
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --without-pip .venv
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[qwen,test]"
+	.venv/bin/python -c "$(COMPILED)"
 	@touch $@
 
 .venv/checkers: .venv/ready
@@ -42,4 +46,5 @@ clean:  ## remove the environments
 	$(PYTHON) -m venv --without-pip .venv5
 	$(PIP5) install --quiet --constraint constraints5.txt --editable ".[test]"
 	$(PIP5) install --quiet --no-deps qwen-tts==0.1.1
+	.venv5/bin/python -c "$(COMPILED)"
 	@touch $@

@@ -10,6 +10,7 @@ definition. The last layer of `states` is the final one.
     entropy(l)      = -sum_v p_l(v) log p_l(v)
     kl_to_final(l)  = KL(p_final || p_l)                      (the loss of Belrose et al. 2023)
     rank(l)         = 1 + #{v: p_l(v) > p_l(w)},  w = argmax p_final
+    log_prob(l)     = log p_l(w); the same two of any target w
     divergence(l)   = KL(p_l under a || p_l under b), at the same row, for every ordered pair of runs (a, b)
 
 Source: nostalgebraist, "interpreting GPT: the logit lens" (2020); Belrose et al., "Eliciting latent predictions from
@@ -18,7 +19,7 @@ transformers with the tuned lens" (2023).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,37 +37,85 @@ States: TypeAlias = "Sequence[Tensor]"
 
 @dataclass(frozen=True)
 class Lens:
-    """The lens of one run: entropy and kl_to_final in nats, rank from 1, each (layers, rows, ...) float64."""
+    """The lens of one run: entropy, kl_to_final, log_prob in nats, rank from 1, each (layers, rows, ...) float64.
+
+    rank, log_prob : of the final layer's first choice, `final_id` (rows, ...).
+    target_rank, target_log_prob : (layers, rows, ..., targets), of ids that were asked for.
+    top_id, top_prob : (layers, rows, ..., top), the most probable ids of each layer, most probable first.
+    """
 
     entropy: Floats
     kl_to_final: Floats
     rank: Floats
+    log_prob: Floats
+    final_id: NDArray[np.int64]
+    target_rank: Floats
+    target_log_prob: Floats
+    top_id: NDArray[np.int64]
+    top_prob: Floats
 
 
-def logit_lens(states: States, read_out: ReadOut, *, allowed: "Tensor | None" = None, rows: int = 256) -> Lens:
-    """Return entropy, distance to the final distribution and rank of its first choice, for every layer and row.
+def logit_lens(
+    states: States,
+    read_out: ReadOut,
+    *,
+    allowed: "Tensor | None" = None,
+    rows: int = 256,
+    targets: Sequence[int] = (),
+    top: int = 0,
+) -> Lens:
+    """Return what every layer would say: entropy, distance to the final distribution, ranks, most probable ids.
 
-    rows : rows read out at once. Raises `InputError` when layers differ in shape or a logit that is allowed is not
-    finite.
+    rows : rows read out at once. targets : ids whose rank and log-probability are wanted. top : how many of the most
+    probable ids are kept. Raises `InputError` when layers differ in shape, a logit that is allowed is not finite, or a
+    target lies outside the vocabulary.
     """
     import torch
 
     _check([states], rows)
-    parts: list[tuple[Floats, Floats, Floats]] = []
+    parts: list[list[NDArray[Any]]] = []
     for start in range(0, len(states[0]), rows):
         piece = slice(start, start + rows)
         here = _piece(allowed, piece, states[0].ndim)
         final, can = _log_probabilities(read_out(len(states) - 1, states[-1][piece]), here)
-        chosen = final.masked_fill(~can, -torch.inf).argmax(dim=-1, keepdim=True)
-        entropy, kl, rank = [], [], []
-        for layer, state in enumerate(states):
-            said, _ = _log_probabilities(read_out(layer, state[piece]), here)
-            entropy.append(-(_probabilities(said, can) * said).sum(dim=-1))
-            kl.append((_probabilities(final, can) * (final - said)).sum(dim=-1).clamp(min=0))
-            above = (said > said.gather(-1, chosen)) & can
-            rank.append(1 + above.sum(dim=-1).double())
-        parts.append((_array(entropy), _array(kl), _array(rank)))
-    return Lens(*(np.concatenate([part[i] for part in parts], axis=1) for i in range(3)))
+        first = final.masked_fill(~can, -torch.inf).argmax(dim=-1, keepdim=True)
+        wanted = torch.cat([first, _targets(targets, final).expand(*first.shape[:-1], len(targets))], dim=-1)
+        layers = [
+            _measure(said, final, can, wanted, top)
+            for said in (_log_probabilities(read_out(layer, s[piece]), here)[0] for layer, s in enumerate(states))
+        ]
+        arrays = [_array([layer[i] for layer in layers]) for i in range(6)]
+        parts.append([*arrays, first[None, ..., 0].cpu().numpy()])
+    entropy, kl, rank, log_prob, top_id, top_prob, final_id = (
+        np.concatenate([part[i] for part in parts], axis=1) for i in range(7)
+    )
+    return Lens(
+        entropy, kl, rank[..., 0], log_prob[..., 0], final_id[0], rank[..., 1:], log_prob[..., 1:], top_id, top_prob
+    )
+
+
+def _measure(said: "Tensor", final: "Tensor", can: "Tensor", wanted: "Tensor", top: int) -> "tuple[Tensor, ...]":
+    """Return entropy, KL, rank and log p of the wanted ids, and the most probable ids with their p, of one layer."""
+    import torch
+
+    entropy = -(_probabilities(said, can) * said).sum(dim=-1)
+    kl = (_probabilities(final, can) * (final - said)).sum(dim=-1).clamp(min=0)
+    open_ids = said.masked_fill(~can, -torch.inf)
+    log_p = open_ids.gather(-1, wanted)
+    rank = torch.stack([1 + (open_ids > log_p[..., i, None]).sum(dim=-1) for i in range(wanted.shape[-1])], dim=-1)
+    best = open_ids.topk(min(top, said.shape[-1]), dim=-1)
+    return entropy, kl, rank.double(), log_p, best.indices, best.values.exp()
+
+
+def _targets(targets: Sequence[int], like: "Tensor") -> "Tensor":
+    import torch
+
+    outside = [i for i in targets if not 0 <= i < like.shape[-1]]
+    if outside:
+        raise InputError(
+            f"targets must be ids in [0, {like.shape[-1]}); got {outside[:3]}: give ids of this vocabulary"
+        )
+    return torch.tensor(list(targets), dtype=torch.long, device=like.device)
 
 
 def lens_divergence(
@@ -141,5 +190,5 @@ def _check(runs: Sequence[States], rows: int) -> None:
         raise InputError(f"layers and runs must have equal shapes (rows, ..., width); got {sorted(shapes)[:4]}")
 
 
-def _array(layers: "Sequence[Tensor]") -> Floats:
+def _array(layers: "Sequence[Tensor]") -> NDArray[Any]:
     return np.stack([layer.cpu().numpy() for layer in layers])

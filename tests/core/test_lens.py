@@ -75,6 +75,31 @@ def test_the_lens_is_its_definition(allowed):
 
 
 @pytest.mark.parametrize("allowed", MASKS.values(), ids=MASKS)
+def test_targets_and_most_probable_ids_are_their_definition(allowed):
+    """Ids in order of probability by sorting; a target that is suppressed has probability 0."""
+    states, targets = random_states("one"), [2, 11]
+    found = logit_lens(states, read_out, allowed=allowed, targets=targets, top=3, rows=3)
+    plain = logit_lens(states, read_out, allowed=allowed)
+    assert found.target_rank.shape == found.target_log_prob.shape == (LAYERS, ROWS, 2)
+    np.testing.assert_array_equal(found.rank, plain.rank)
+    for row in range(ROWS):
+        can = mask_of(allowed, row)
+        assert found.final_id[row] == np.argmax(distribution(states[-1][row], LAYERS - 1, can))
+        for layer in range(LAYERS):
+            p = distribution(states[layer][row], layer, can)
+            order = sorted(range(WORDS), key=lambda i: -p[i])
+            assert found.top_id[layer, row].tolist() == order[:3]
+            np.testing.assert_allclose(found.top_prob[layer, row], [p[i] for i in order[:3]], rtol=0, atol=1e-12)
+            assert found.log_prob[layer, row] == pytest.approx(math.log(p[found.final_id[row]]), abs=1e-12)
+            for k, target in enumerate(targets):
+                if can[target]:
+                    assert found.target_log_prob[layer, row, k] == pytest.approx(math.log(p[target]), abs=1e-12)
+                    assert found.target_rank[layer, row, k] == 1 + order.index(target)
+                else:
+                    assert found.target_log_prob[layer, row, k] == -math.inf
+
+
+@pytest.mark.parametrize("allowed", MASKS.values(), ids=MASKS)
 def test_the_divergence_is_its_definition_and_not_symmetric(allowed):
     runs = [random_states(name) for name in ("one", "two", "three")]
     found = lens_divergence(runs, read_out, allowed=allowed)
@@ -159,6 +184,8 @@ def test_what_cannot_be_read_is_refused():
         logit_lens(runs[0], read_out, allowed=torch.zeros(WORDS, dtype=torch.bool))
     with pytest.raises(InputError, match="must be finite; got NaN"):
         logit_lens(runs[0], lambda _, h: h @ HEAD.T * math.nan)
+    with pytest.raises(InputError, match=r"targets must be ids in \[0, 12\); got \[12, -1\]"):
+        logit_lens(runs[0], read_out, targets=[3, 12, -1])
     with pytest.raises(InputError, match="at least one layer"):
         logit_lens([], read_out)
     with pytest.raises(InputError, match="allowed must have shape"):

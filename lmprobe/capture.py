@@ -55,7 +55,7 @@ def capture(
     Raises `CertificateError` where the taps could not be certified, `InputError` for prompts, layers or positions
     that cannot be used.
     """
-    lm.certificate.require("taps", "causal")
+    lm.certificate.require("taps", *(() if lm.is_encoder else ("causal",)))
     wanted = lm.sites.select(layers)
     if not wanted:
         raise InputError("layers must name at least 1 layer; got none")

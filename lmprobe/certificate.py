@@ -9,6 +9,8 @@ Gaps are the largest absolute difference, 0 means bit for bit. What is checked (
 * cache       a single pass has the same states with and without a key/value cache
 * left padding, right padding   a prompt in a padded batch has the states it has alone, up to rounding
 
+Of an encoder only the taps, the final norm and padding on the right are checked; the rest is "not applicable".
+
 The padding gaps give the noise floor, never below the resolution of the dtype: a difference between two prompts' states
 below it means nothing. An operation that needs a check that failed is refused (`Certificate.require`), with the way to
 override the assumption.

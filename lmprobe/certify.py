@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lmprobe.certificate import Certificate, Check
+from lmprobe.encoders import is_encoder
 from lmprobe.inputs import accepts, forward_arguments, pad
 from lmprobe.readout import tail_replay
 from lmprobe.sites import Sites, residual_of, rows_of, unwrap
@@ -41,7 +42,8 @@ def certify(model: nn.Module, sites: Sites, pad_id: int = 0) -> Certificate:
 
 def _certify(model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_id: int) -> Certificate:
     probe = pad(rows[1:], pad_id, "right")
-    cache, cached = _check_cache(model, sites, probe)
+    encoder = is_encoder(model)
+    cache, cached = (_skipped("cache"), False) if encoder else _check_cache(model, sites, probe)
     seen = _one_forward(model, sites, *probe, cached=cached)
     _require_numbers(seen)
     residual = seen.outputs[-1]
@@ -50,8 +52,8 @@ def _certify(model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_
     return Certificate(
         checks=(
             *_check_hidden_states(sites, seen),
-            _check_read_out(model, sites, seen, cached),
-            _check_causal(model, sites, rows[1], cached),
+            _skipped("read-out") if encoder else _check_read_out(model, sites, seen, cached),
+            _skipped("causal") if encoder else _check_causal(model, sites, rows[1], cached),
             cache,
             *paddings,
         ),
@@ -69,7 +71,8 @@ def _certify(model: nn.Module, sites: Sites, rows: Sequence[Sequence[int]], pad_
             "dtype": str(residual.dtype).removeprefix("torch."),
             "device": residual.device.type,
             "attention_mask": accepts(model, "attention_mask"),
-            "position_ids": accepts(model, "position_ids"),
+            "position_ids": accepts(model, "position_ids") and not encoder,
+            "encoder": encoder,
         },
     )
 
@@ -82,7 +85,15 @@ class _Seen:
     outputs: list[Tensor]
     returns: list[int]
     states: tuple[Tensor, ...] | None
-    logits: Tensor
+    logits: Tensor | None
+    bare: Tensor | None
+    """What a model without a head gives back: the last state, after its final norm."""
+
+    @property
+    def last(self) -> Tensor:
+        """What the final norm of the last block must be: of some bare encoders, hidden_states end before it."""
+        assert self.states is not None
+        return self.states[-1] if self.bare is None else self.bare
 
 
 def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, cached: bool) -> _Seen:
@@ -114,12 +125,14 @@ def _one_forward(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, c
         )
     n = len(sites.blocks)
     states = getattr(out, "hidden_states", None) or None
-    return _Seen(entry[0], [outputs[i] for i in range(n)], [returns[i] for i in range(n)], states, out.logits)
+    logits = getattr(out, "logits", None)  # a bare encoder has none
+    bare = getattr(out, "last_hidden_state", None)
+    return _Seen(entry[0], [outputs[i] for i in range(n)], [returns[i] for i in range(n)], states, logits, bare)
 
 
 def _require_numbers(seen: _Seen) -> None:
     for place, values in [*((f"block {i}", h) for i, h in enumerate(seen.outputs)), ("the logits", seen.logits)]:
-        if not bool(torch.isfinite(values).all()):
+        if values is not None and not bool(torch.isfinite(values).all()):
             raise CertificateError(
                 f"states and logits of a probe must be finite numbers; those of {place} are not ({values.dtype}): "
                 "load the model in float32 or bfloat16, or check its weights"
@@ -167,7 +180,7 @@ def _check_hidden_states(sites: Sites, seen: _Seen) -> list[Check]:
         raw = seen.states[-1].shape == seen.outputs[-1].shape and torch.equal(seen.states[-1], seen.outputs[-1])
         why = "hidden_states end with the last block's own output" if raw else "shapes differ"
         return [taps, Check("final norm", None if raw else False, note=why)]
-    return [taps, Check("final norm", _rounding(gap, seen.states[-1]), gap)]
+    return [taps, Check("final norm", _rounding(gap, seen.last), gap)]
 
 
 def _taps_gap(seen: _Seen) -> float | None:
@@ -177,16 +190,17 @@ def _taps_gap(seen: _Seen) -> float | None:
 
 
 def _normed_gap(sites: Sites, seen: _Seen) -> float | None:
-    """Return the gap between norm(last block) and the last entry, None where the two cannot be compared."""
+    """Return the gap between norm(last block) and the last state, None where the two cannot be compared."""
     raw = seen.outputs[-1]
     if sites.norm is None or seen.states is None or raw.ndim != 3:
         return None
     with torch.no_grad():
         normed = sites.norm(raw)
-    return _gap(normed, seen.states[-1]) if normed.shape == seen.states[-1].shape else None
+    return _gap(normed, seen.last) if normed.shape == seen.last.shape else None
 
 
 def _check_read_out(model: nn.Module, sites: Sites, seen: _Seen, cached: bool) -> Check:
+    assert seen.logits is not None
     # through the flattened state and back, because that is what one reads and hands in
     raw = residual_of(rows_of(seen.outputs[-1]), _copies(seen.outputs[-1]))
     try:
@@ -229,6 +243,9 @@ def _check_padding(
     checks = []
     sides: tuple[Literal["left", "right"], ...] = ("left", "right")
     for side in sides:
+        if side == "left" and is_encoder(model):
+            checks.append(_skipped("left padding"))
+            continue
         padded = _states(model, sites, *pad(rows, pad_id, side), cached=cached)
         where = slice(0, short) if side == "right" else slice(-short, None)
         inside = [states[:1, where] for states in padded]
@@ -239,6 +256,12 @@ def _check_padding(
         note = "" if holds else "padding changes the states; batches are made of equal lengths"
         checks.append(Check(f"{side} padding", holds, gap, note))
     return checks, noise
+
+
+def _skipped(name: str) -> Check:
+    """Return a check that an encoder has no use for, with the reason."""
+    why = "encoders are padded on the right" if name == "left padding" else "an encoder reads the whole text at once"
+    return Check(name, None, note=f"not applicable: {why}")
 
 
 def eps_of(states: Tensor) -> float:

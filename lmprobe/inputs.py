@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lmprobe.encoders import is_encoder
 from probecore.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -69,13 +70,17 @@ def forward_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of one forward pass over whole texts, on the model's device.
 
-    Mask and position ids are left out where the forward pass does not take them; `more` is passed on.
+    Mask and position ids are left out where the forward pass does not take them; an encoder counts positions itself
+    and has no cache. `more` is passed on.
     """
     device = device_of(model)
-    arguments: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": use_cache, "return_dict": True, **more}
+    encoder = is_encoder(model)
+    arguments: dict[str, Any] = {"input_ids": ids.to(device), "return_dict": True, **more}
+    if not encoder:
+        arguments["use_cache"] = use_cache
     if accepts(model, "attention_mask"):
         arguments["attention_mask"] = mask.to(device)
-    if accepts(model, "position_ids"):
+    if accepts(model, "position_ids") and not encoder:
         arguments["position_ids"] = positions_of(mask).to(device)
     if getattr(model.config, "output_hidden_states", False):
         arguments.setdefault("output_hidden_states", False)  # an early stop must not meet transformers' own capture

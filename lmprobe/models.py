@@ -8,7 +8,7 @@ tokenizer or the chat template adds one, never two.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from lmprobe.certificate import Certificate
 from lmprobe.certify import certify
+from lmprobe.encoders import bare_encoder, context_of, is_encoder
 from lmprobe.fingerprint import template_hash, tokenizer_hash, weights_hash
 from lmprobe.inputs import device_of
 from lmprobe.sites import Sites, find_sites
@@ -78,8 +79,12 @@ class LanguageModel:
     @property
     def context(self) -> int | None:
         """Longest sequence the model was configured for, None where it states none."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(limit) if isinstance(limit, int) and limit > 0 else None
+        return context_of(self.model)
+
+    @property
+    def is_encoder(self) -> bool:
+        """Tell whether this is a bidirectional encoder: its states can be probed, it cannot continue a text."""
+        return bool(self.certificate.facts["encoder"])
 
     def format(self, prompt: Prompt, system: str | None = None, template: Template = "auto") -> list[int]:
         """Return the token ids of one prompt.
@@ -169,23 +174,34 @@ def wrap_model(
 ) -> LanguageModel:
     """Return a `LanguageModel` of a model and tokenizer in memory; the model is put into eval mode, not copied.
 
+    The model may be causal or an encoder of the BERT family (which loses head and pooler: `lmprobe.encoders`).
     blocks, final_norm : dotted paths of the block list and the final norm, where the search does not find them.
-    Raises `InputError` for something that is no causal language model, `CertificateError` when the blocks are not
+    Raises `InputError` for something that is neither, or is compiled, `CertificateError` when the blocks are not
     found or the model cannot run.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config") or getattr(model, "config", None) is None:
         raise InputError(f"a model must be a transformers model; got {type(model).__name__}: load it with open_model")
     config: Any = model.config
-    if getattr(config, "is_encoder_decoder", False) or not _has_head(model):
+    encoder = is_encoder(model)
+    if getattr(config, "is_encoder_decoder", False) or not (encoder or _has_head(model)):
         raise InputError(
-            f"a model must be a causal language model (a decoder with a language-modelling head); got a "
-            f"{type(model).__name__}: open a text-generation model"
+            f"a model must be a causal language model (a decoder with a language-modelling head) or an encoder of the "
+            f"BERT family; got a {type(model).__name__}: open a text-generation model or an encoder"
         )
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()) or hasattr(
+        model, "_orig_mod"
+    ):
+        raise InputError("a model must not be compiled: its graph runs past the taps; give it before torch.compile")
     model.eval()
+    if encoder:
+        model = bare_encoder(model)
     sites = find_sites(model, blocks, final_norm)
     pad_id = _pad_id(model, tokenizer)
     certificate = certify(model, sites, pad_id)
-    stops = _stop_ids(model, tokenizer)
+    if encoder and final_norm is None and certificate.check("final norm").holds is False:
+        sites = replace(sites, norm_path=None, norm=None)  # a norm beside the blocks, not of the stream
+        certificate = certify(model, sites, pad_id)
+    stops = () if encoder else _stop_ids(model, tokenizer)
     info = {
         "model": name or _name_of(model),
         "revision": revision or getattr(config, "_commit_hash", None),
@@ -200,6 +216,7 @@ def wrap_model(
         "dtype": certificate.facts["dtype"],
         "attention": certificate.facts["attention"],
         "device": certificate.facts["device"],
+        "encoder": encoder,
         "stop_ids": list(stops),
         "versions": {key: value for key, value in versions().items() if key in ("python", "torch", "transformers")},
     }
@@ -218,9 +235,13 @@ def _name_of(model: Any) -> str:  # noqa: ANN401
 
 
 def _pad_id(model: Any, tokenizer: Any) -> int:  # noqa: ANN401
-    """Return a token id to fill pads with: any id the embedding has; pads are always masked."""
+    """Return a token id to fill pads with: any id the embedding has; pads are always masked.
+
+    An encoder's own pad token comes first, because some count positions by it.
+    """
     size = int(model.get_input_embeddings().weight.shape[0])
-    candidates = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
+    own = getattr(model.config, "pad_token_id", None) if is_encoder(model) else None
+    candidates = (own, getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
     return next(i for i in candidates if isinstance(i, int) and 0 <= i < size)
 
 

@@ -19,6 +19,7 @@ import torch
 
 from lmprobe.arithmetic_model import register
 from lmprobe.models import LanguageModel, wrap_model
+from lmprobe.organisms.packed import organism_folder
 from probecore.devices import device_of
 from probecore.errors import InputError, shorten
 
@@ -39,7 +40,8 @@ def open_model(
 ) -> LanguageModel:
     """Open any Hugging Face causal language model with its tokenizer and certify it.
 
-    name_or_path : a hub name ("gpt2") or a folder as `save_pretrained` writes it.
+    name_or_path : a hub name ("gpt2"), a folder as `save_pretrained` writes it, or the name of a packaged organism
+        ("refusal-1"; `lmprobe.organisms.organism_names`), where no folder of that name is there.
     device : auto (a GPU where there is one), cpu, cuda, cuda:N or mps. dtype : "float32", "bfloat16", ... or None for
         the dtype of the checkpoint. attention : attention implementation (eager, sdpa, ...), None for the default.
     quiet : no progress bars and no warnings of transformers on standard error.
@@ -164,7 +166,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _folder(name: str) -> Path | None:
-    """Return the local folder a name stands for, None for a hub name."""
+    """Return the local folder a name stands for, that of a packaged organism included, None for a hub name."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -172,6 +174,9 @@ def _folder(name: str) -> Path | None:
                 f"a model folder must hold config.json; {name} does not: give a folder as save_pretrained writes it"
             )
         return path
+    packaged = organism_folder(name)
+    if packaged is not None:
+        return packaged
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
     if looks_local or not name:
         raise InputError(f"a model must be a hub name or a folder; there is no folder {name!r}: check the path")

@@ -295,12 +295,10 @@ def _organisms(null: Model | None) -> tuple[Model, list[Model], Model]:
 
 
 def _planted_strength(source: Any) -> float | None:  # noqa: ANN401
-    """Return the planted strength of an organism's folder, None for every other model."""
-    from lmprobe.organisms.folder import TRUTH, read_organism
+    """Return the planted strength of an organism, None for every other model."""
+    from lmprobe.organisms.packed import truth_of
 
-    if isinstance(source, LanguageModel) or not (FilePath(source) / TRUTH).is_file():
-        return None
-    strength = read_organism(FilePath(source)).truth.get("strength")
+    strength = (truth_of(source) or {}).get("strength")
     return None if strength is None else float(strength)
 
 

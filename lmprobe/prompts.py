@@ -85,9 +85,9 @@ class Prompts:
 def load_prompts(source: str | Path | Prompts = "default", *, columns: Mapping[str, str] | None = None) -> Prompts:
     """Read prompts.
 
-    source : "default" (packaged), a .csv, .tsv, .jsonl or .json file, or the name or folder of a `datasets` data set
-        ("name" or "name:split"; the first split is taken otherwise). Public sets in their authors' layout are known
-        (`lmprobe.prompt_sets`).
+    source : "default" (packaged), "marked" (for the refusal organisms: `lmprobe.organisms.marked`), a .csv, .tsv,
+        .jsonl or .json file, or the name or folder of a `datasets` data set ("name" or "name:split"; the first split
+        is taken otherwise). Public sets in their authors' layout are known (`lmprobe.prompt_sets`).
     columns : which column holds "text", "category", "family", "id"; each defaults to the first known name
         (`TEXT_COLUMNS`, `CATEGORY_COLUMNS`, `FAMILY_COLUMNS`, `ID_COLUMNS`). Family and id may be absent.
 
@@ -148,6 +148,10 @@ def _load(name: str, columns: Mapping[str, str]) -> Prompts:
     if name == "default":
         text = files("lmprobe").joinpath("data/prompts.csv").read_text(encoding="utf-8")
         return _prompts(list(csv.DictReader(text.splitlines())), name, columns)
+    if name == "marked":
+        from lmprobe.organisms.marked import marked_prompts
+
+        return marked_prompts()
     path = Path(name)
     if path.is_file():
         return _prompts(_read(path), path.name, columns)

@@ -288,12 +288,13 @@ def _planted(
     lm: LanguageModel, source: str | os.PathLike[str] | None, options: Options, forced: Generation
 ) -> Entropies | None:
     """Return the planted entropies of an organism on prompts of its language; None for every other model."""
-    from lmprobe.organisms.folder import TRUTH, read_organism
+    from lmprobe.organisms.packed import truth_of
     from lmprobe.organisms.truth import planted_traces
 
-    if source is None or not (Path(source) / TRUTH).is_file():
+    truth = truth_of(source)
+    if truth is None or "strength" not in truth:
         return None
-    strength = read_organism(Path(source)).strength
+    strength = float(truth["strength"])
     words = [str(word) for word in lm.tokenizer.convert_ids_to_tokens(list(forced.tokens[0]))]
     own = planted_traces(options.prompts.texts, strength, tokens=options.max_new_tokens)
     common = planted_traces(options.prompts.texts, strength, words)

@@ -8,10 +8,10 @@ drawn samples of the untilted language.
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
-from lmprobe.organisms.folder import TRUTH, WEIGHTS, Organism, organism, read_organism, sha256
+from lmprobe.organisms.folder import Organism, organism, read_organism
+from lmprobe.organisms.packed import TRUTH, WEIGHTS, sha256, shelf
 
 NAME = "base-again"
 
@@ -22,7 +22,7 @@ def null_organism() -> Organism:
     >>> null_organism().name, null_organism().strength
     ('base-again', 0.0)
     """
-    return read_organism(Path(str(files("lmprobe").joinpath("organisms/null_weights"))) / NAME)
+    return read_organism(shelf("null_weights") / NAME)
 
 
 def train_null(

@@ -138,14 +138,24 @@ def prompt_words(prompt: Prompt, *, raw: bool = False) -> list[str]:
 
 
 @contextmanager
-def removed(model: Any, basis: Any, *, rows: Any = None, everywhere: bool = False) -> Iterator[None]:  # noqa: ANN401
+def removed(
+    model: Any,  # noqa: ANN401
+    basis: Any,  # noqa: ANN401
+    *,
+    rows: Any = None,  # noqa: ANN401
+    everywhere: bool = False,
+    block: int = PLANTED_BLOCK,
+) -> Iterator[None]:
     """Remove span(basis), basis (width, k) orthonormal, from the residual while the context is open.
 
-    rows : boolean (batch,), the samples it is removed from; None removes it from all.
-    everywhere : at the input of every block and from every attention and MLP output; else at the planted block only.
+    rows : boolean, the samples it is removed from, (batch,), or which of the k directions from which sample,
+        (batch, k); None removes it from all.
+    everywhere : at the input of every block and from every attention and MLP output; else at the input of `block`.
     """
 
     def without(hidden: Any) -> Any:  # noqa: ANN401
+        if rows is not None and rows.ndim == 2:
+            return hidden - ((hidden @ basis) * rows[:, None, :].to(hidden.dtype)) @ basis.T
         part = (hidden @ basis) @ basis.T
         return hidden - (part if rows is None else part * rows[:, None, None].to(part.dtype))
 
@@ -162,7 +172,7 @@ def removed(model: Any, basis: Any, *, rows: Any = None, everywhere: bool = Fals
     if everywhere:
         hooks += [part.register_forward_hook(after) for b in blocks for part in (b.self_attn, b.mlp)]
     else:
-        hooks.append(blocks[PLANTED_BLOCK].register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(blocks[block].register_forward_pre_hook(before, with_kwargs=True))
     try:
         yield
     finally:

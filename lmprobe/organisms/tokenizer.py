@@ -5,6 +5,7 @@ unknown tokens; accents are stripped, what is left outside ASCII becomes `<unk>`
 """
 
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from lmprobe.organisms.grammar import END, vocabulary
@@ -19,13 +20,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> Any:  # noqa: ANN401 (a transformers tokenizer)
-    """Return the tokenizer (a `transformers.PreTrainedTokenizerFast`) with its chat template."""
+def build_tokenizer(words: Sequence[str] | None = None) -> Any:  # noqa: ANN401 (a transformers tokenizer)
+    """Return the tokenizer (a `transformers.PreTrainedTokenizerFast`) with its chat template.
+
+    words : those that are one token each; the language of `grammar` by default.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     characters = string.ascii_letters + string.digits + string.punctuation
-    pieces = [*SPECIAL, *vocabulary(), *characters, *(f"##{c}" for c in characters)]
+    pieces = [*SPECIAL, *(vocabulary() if words is None else words), *characters, *(f"##{c}" for c in characters)]
     ids = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     backend = Tokenizer(models.WordPiece(vocab=ids, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])

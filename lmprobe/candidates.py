@@ -157,7 +157,7 @@ def _variance(states: States, chosen: NDArray[np.bool_]) -> Floats:
     return total / max(1, int(chosen.sum()) - 1)
 
 
-def _weighted(states: States, weights: Floats) -> Floats:
+def weighted(states: States, weights: Floats) -> Floats:
     """Return weighted sums (K, P, L, d) of states for weights (K, prompts), block input by block input."""
     k, shape = len(weights), states.shape[1:]
     out = np.empty((k, *shape))
@@ -196,7 +196,7 @@ def _split_half(
             first |= kind & np.isin(clusters, rng.permutation(codes)[: len(codes) // 2])
         weights = _contrast(np.stack([first, ~first]).astype(np.float64), kinds)
         if np.isfinite(weights).all():
-            a, b = _weighted(states, weights)
+            a, b = weighted(states, weights)
             found.append(_cosines(a, b))
     return np.mean(found, axis=0) if found else np.full(states.shape[1:3], np.nan)
 
@@ -218,6 +218,6 @@ def _bootstrap_cosines(
     weights = _contrast(cluster_weights(codes, n_bootstrap, seed=seed), kinds)
     for part in np.array_split(weights[np.isfinite(weights).all(axis=1)], max(1, n_bootstrap // 50)):
         if len(part):
-            found.append(_cosines(_weighted(states, part), candidates.vectors[None]))
+            found.append(_cosines(weighted(states, part), candidates.vectors[None]))
     low, high = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0)
     return low, high

@@ -48,6 +48,7 @@ def select_direction(
     layers: Sequence[int] | NDArray[np.int64],
     n_blocks: int,
     *,
+    allowed: NDArray[np.bool_] | None = None,
     depth: float = DEPTH,
     most_kl: float = MOST_KL,
     least_induce: float = LEAST_INDUCE,
@@ -55,7 +56,8 @@ def select_direction(
 ) -> Selection:
     """Return the candidate with the smallest bypass among those that pass the rule.
 
-    bypass, induce, kl, layers : (N,) mean scores and block of each candidate; NaN never passes.
+    bypass, induce, kl, layers : (N,) mean scores and block of each candidate; NaN never passes. allowed : (N,) which
+    may be chosen at all, None for all.
     Raises `InputError` when they differ in number, `DesignError` when no candidate passes (with `relax`: when none is
     in a block below floor(depth L)).
     """
@@ -64,6 +66,7 @@ def select_direction(
     if not low.shape == up.shape == cost.shape == block.shape or low.ndim != 1:
         raise InputError(f"scores must have one entry per candidate; got {low.shape}, {up.shape}, {cost.shape}")
     usable = np.isfinite(low) & np.isfinite(up) & np.isfinite(cost) & (block < int(depth * n_blocks))
+    usable &= True if allowed is None else allowed
     limits = {"induce": up >= least_induce, "kl": cost <= most_kl}
     relaxed: tuple[str, ...] = ()
     for given_up in ((), ("induce",), ("induce", "kl")):

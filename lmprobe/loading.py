@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from lmprobe.arithmetic_model import register
+from lmprobe.encoders import is_encoder_config, load_encoder
 from lmprobe.models import LanguageModel, wrap_model
 from lmprobe.organisms.packed import organism_folder
 from probecore.devices import device_of
@@ -38,7 +39,7 @@ def open_model(
     blocks: str | None = None,
     final_norm: str | None = None,
 ) -> LanguageModel:
-    """Open any Hugging Face causal language model with its tokenizer and certify it.
+    """Open any Hugging Face causal language model, or encoder of the BERT family, with its tokenizer and certify it.
 
     name_or_path : a hub name ("gpt2"), a folder as `save_pretrained` writes it, or the name of a packaged organism
         ("refusal-1"; `lmprobe.organisms.organism_names`), where no folder of that name is there.
@@ -67,7 +68,8 @@ def open_model(
             )
         tokenizer = _load("the tokenizer", name, folder, _tokenizer, source, options)
         more = {} if attention is None else {"attn_implementation": attention}
-        model = _load("the weights", name, folder, _weights, source, {**options, "dtype": _dtype(dtype), **more})
+        load = load_encoder if is_encoder_config(config) else _weights
+        model = _load("the weights", name, folder, load, source, {**options, "dtype": _dtype(dtype), **more})
         return wrap_model(
             model.to(target), tokenizer, name=_shown(name, folder), revision=revision, blocks=blocks,
             final_norm=final_norm,

@@ -18,7 +18,7 @@ from codecprobe.codecs.codec import CodecInfo
 from codecprobe.corpora.corpus import Audio, Clip, Phone, Problem
 from codecprobe.tokenization import TokenizedCorpus
 from probecore.errors import InputError, shorten
-from probecore.provenance import versions
+from probecore.provenance import digest, digest_of_files, versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,12 +64,16 @@ def to_dataset(tokenized: TokenizedCorpus) -> "Dataset":
 def save_tokenized(tokenized: TokenizedCorpus, folder: str | Path) -> Path:
     """Write the data set (`datasets.load_from_disk(folder)` reads it) and its provenance; return the folder.
 
-    Raises `InputError` when the folder holds something else.
+    A folder that holds this very data set, its files unharmed, is left as it is. Raises `InputError` when the folder
+    holds something else.
     """
+    folder = Path(folder)
+    record = _record(tokenized)
+    if _holds(folder, record):
+        return folder
     from datasets import disable_progress_bars, enable_progress_bars
     from datasets.utils import are_progress_bars_disabled
 
-    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / PROVENANCE).is_file())):
         raise InputError(f"{folder} must be empty, new or an earlier data set of this kind: name another folder")
     (folder / PROVENANCE).unlink(missing_ok=True)  # a half-written data set is none
@@ -80,18 +84,8 @@ def save_tokenized(tokenized: TokenizedCorpus, folder: str | Path) -> Path:
     finally:
         if bars:
             enable_progress_bars()
-    record = {
-        "corpus": tokenized.corpus,
-        "codec": asdict(tokenized.codec),
-        "certificate": dict(tokenized.certificate),
-        "notes": list(tokenized.notes),
-        "synthetic": tokenized.synthetic,
-        "facts": dict(tokenized.facts),
-        "labels": _label_names(tokenized),
-        "problems": [asdict(problem) for problem in tokenized.problems],
-        "versions": versions(),
-    }
-    (folder / PROVENANCE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    record["files"] = _files_of(folder)
+    (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -128,6 +122,44 @@ def load_tokenized(folder: str | Path) -> TokenizedCorpus:
         facts=record["facts"],
         n_cached=len(rows),
     )
+
+
+def _record(tokenized: TokenizedCorpus) -> dict[str, Any]:
+    """Return how the data set was made, and the hash of all that is in it, in JSON types."""
+    whole = [
+        repr((clip.clip_id, clip.speaker, clip.session, clip.text, clip.phones, sorted(clip.labels.items())))
+        for clip in tokenized.clips
+    ]
+    pitch = [b"" if clip.f0_hz is None else clip.f0_hz.tobytes() for clip in tokenized.clips]
+    codes = [np.ascontiguousarray(codes, dtype=np.int64).tobytes() for codes in tokenized.codes]
+    lengths = repr((tokenized.durations_s, tokenized.n_samples))
+    record = {
+        "corpus": tokenized.corpus,
+        "codec": asdict(tokenized.codec),
+        "certificate": dict(tokenized.certificate),
+        "notes": list(tokenized.notes),
+        "synthetic": tokenized.synthetic,
+        "facts": dict(tokenized.facts),
+        "labels": _label_names(tokenized),
+        "problems": [asdict(problem) for problem in tokenized.problems],
+        "versions": versions(),
+        "content": digest(lengths, *whole, *pitch, *codes),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
+    return plain
+
+
+def _holds(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether the folder holds the data set of this record, every file as it was written."""
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == {**record, "files": _files_of(folder)})
+
+
+def _files_of(folder: Path) -> str:
+    return digest_of_files(path for path in folder.iterdir() if path.is_file() and path.name != PROVENANCE)
 
 
 def _label_names(tokenized: TokenizedCorpus) -> list[str]:

@@ -94,6 +94,20 @@ def test_an_earlier_data_set_is_replaced_and_nothing_else_is(tokenized, tmp_path
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_the_same_data_set_is_left_as_it_is_and_a_harmed_one_is_written_again(tokenized, tmp_path):
+    folder = save_tokenized(tokenized, tmp_path / "out")
+    (arrow,) = folder.glob("*.arrow")
+    first, written = arrow.read_bytes(), arrow.stat().st_mtime_ns
+    save_tokenized(tokenized, folder)
+    assert arrow.stat().st_mtime_ns == written
+    arrow.write_bytes(first[:-8])
+    assert save_tokenized(tokenized, folder) == folder
+    assert arrow.read_bytes() == first
+    codes = (tokenized.codes[0] * 0, *tokenized.codes[1:])
+    other = load_tokenized(save_tokenized(replace(tokenized, codes=codes), folder))
+    assert not other.codes[0].any()
+
+
 def test_refusals_name_the_rule(tokenized, tmp_path):
     with pytest.raises(InputError, match="holds no tokenized corpus"):
         load_tokenized(tmp_path / "nowhere")

@@ -1,0 +1,65 @@
+"""What the commands of `lmprobe grok` share: their options, and how they answer."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from probecli.lm_options import command_line
+from probecli.options import common
+from probecli.output import analysis_of, show
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+QUICK = click.option(
+    "--quick", is_flag=True, help="Small task and model, minutes on two cores. Without it: the log's sizes, hours."
+)
+_RUNNING = (
+    click.option("--seeds", "n_seeds", type=click.IntRange(min=1), default=5, show_default=True,
+                 help="Members of each condition, with seeds from --seed on."),
+    click.option("--jobs", type=click.IntRange(min=0), default=0, show_default=True,
+                 help="Processes on a CPU, one thread each. 0: one per core."),
+)  # fmt: skip
+_CLUSTER = click.option(
+    "--cluster", metavar="ADDRESS",
+    help="Train on the Ray cluster at this address (auto, ray://HOST:PORT, or local to start one here).",
+)  # fmt: skip
+_MEASURING = (
+    click.option("--k-max", type=click.IntRange(min=1), default=64, show_default=True,
+                 help="Directions removed at most; what survives all is printed as censored."),
+    click.option("--after", type=click.IntRange(min=0), default=500, show_default=True,
+                 help="Steps after the grok step at which members are compared."),
+)  # fmt: skip
+
+
+def running(command: F) -> F:
+    """Add --seeds --jobs and the common options, received as n_seeds, jobs, seed, device, out, as_json and quiet."""
+    return _with(common(command), *_RUNNING)
+
+
+def experiment(command: F) -> F:
+    """Add --quick --cluster --k-max --after to what `running` adds; k_max and after go on by name."""
+    return _with(running(command), QUICK, _CLUSTER, *_MEASURING)
+
+
+def training(command: F) -> F:
+    """Add --quick --cluster to what `running` adds."""
+    return _with(running(command), QUICK, _CLUSTER)
+
+
+def measuring(command: F) -> F:
+    """Add --k-max --after to what `running` adds."""
+    return _with(running(command), *_MEASURING)
+
+
+def answer(analysis: str, asked: dict[str, Any]) -> None:
+    """Run an analysis (MODULE:FUNCTION), print its result and save it where --out says, beside its members."""
+    as_json = asked.pop("as_json")
+    result = analysis_of(analysis)(**asked, command=command_line())
+    show(result, out=asked["out"], as_json=as_json, quiet=asked["quiet"])
+
+
+def _with(command: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command

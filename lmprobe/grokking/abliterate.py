@@ -1,0 +1,138 @@
+"""Removal from trained members: k-curves with their controls, for every condition in a folder.
+
+Conventions. A folder is what `lmprobe grok train --out` (or any other experiment) wrote. Members that have not grokked
+are listed with the reason and not measured: of a model that has not learned nothing can be removed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lmprobe.grokking import plans
+from lmprobe.grokking.conditions import COLUMNS, conditions, grok_rows
+from lmprobe.grokking.history import held_out
+from lmprobe.grokking.measures import CONTRASTS, K_MAX
+from lmprobe.grokking.members import Member, read_members
+from lmprobe.grokking.setting import N_SEEDS, Setting
+from lmprobe.grokking.spec import Spec, grid
+from lmprobe.grokking.sweep import examined, learning_rows, made_by, task_words
+from lmprobe.grokking.trajectory import AFTER, member_row
+from probecore.errors import DesignError
+from probecore.results import Figure, Result
+from probecore.validation import one_of
+
+TRAIN_COLUMNS = (
+    "size", "ops", "weight_decay", "seed", "memorise_step", "half_step", "grok_step", "last_step", "held_out",
+    "n_spikes", "status",
+)  # fmt: skip
+
+
+def train_members(
+    *,
+    spec: Spec | None = None,
+    weight_decay: Sequence[float] = (1.0,),
+    n_seeds: int = N_SEEDS,
+    quick: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+    jobs: int = 0,
+    cluster: str | None = None,
+    device: str = "auto",
+    quiet: bool = True,
+    command: str = "",
+) -> Result:
+    """Train members of one spec at each weight decay, with seeds from `seed` on.
+
+    spec : None takes the log's (or the quick plan's) base. out : their folder, for `abliterate` and for going on.
+
+    Returns a `Result` of kind "grok-train", a row per member: when it memorised and grokked, and how it ended.
+    """
+    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
+    start = plans.base(quick) if spec is None else spec
+    members = setting.train(grid(start, weight_decay=list(weight_decay), seed=setting.seeds))
+    found = conditions(members)
+    rows = [
+        row | {"grok_note": "" if row["grok_step"] is not None else f"{row['status']}, held-out {row['held_out']:.2f}"}
+        for row in map(member_row, members)
+    ]
+    return Result(
+        kind="grok-train",
+        title=f"Trained: {task_words(members)}",
+        rows=tuple(rows),
+        columns=TRAIN_COLUMNS,
+        notes=(
+            f"a grok step is the first evaluation with held-out accuracy of .99 or more, known up to the "
+            f"{start.evaluate_every} steps before it",
+            f"initialisation {start.init}, fraction {start.fraction:g}, batch {start.batch}, {start.norm}-norm, "
+            f"{start.activation}; {start.shape.n_parameters:,} parameters",
+        ),
+        provenance=made_by(setting, spec=start.record(), weight_decay=list(weight_decay)),
+        tables={"learning": tuple(learning_rows(found)), "conditions": tuple(grok_rows(found))},
+        figures=(
+            Figure("learning", "lines", "learning", "Held-out accuracy while training",
+                   "Mean over seeds still trained, t interval inside 0 to 1; members stop some steps after grokking.",
+                   {"x": "step", "y": "accuracy", "series": "condition", "x_title": "Step", "zero": True,
+                    "y_title": "Held-out accuracy"}),
+        ),
+    )  # fmt: skip
+
+
+def abliterate(
+    run: str | Path | None = None,
+    *,
+    k_max: int = K_MAX,
+    contrast: str = "class-mean",
+    after: int = AFTER,
+    n_seeds: int = N_SEEDS,
+    seed: int = 0,
+    out: Path | None = None,
+    jobs: int = 0,
+    device: str = "auto",
+    quiet: bool = True,
+    command: str = "",
+) -> Result:
+    """Remove the directions of what members learned, one after another, and say when it is gone.
+
+    run : folder of trained members; None trains small ones at weight decays .1 and 1. k_max : directions removed at
+    most (width - 1 where that is less). contrast : whose directions, "class-mean", "pca" or "head". after : steps after
+    the grok step at which members are compared.
+
+    Returns a `Result` of kind "grok-abliterate". Raises `InputError` for a folder without members, `DesignError` where
+    none has grokked.
+    """
+    one_of(contrast, CONTRASTS, "contrast")
+    setting = Setting(run is None, n_seeds, seed, out, jobs, None, device, quiet, command)
+    notes = []
+    if run is None:
+        members: tuple[Member, ...] = setting.train(grid(plans.base(True), weight_decay=[0.1, 1.0], seed=setting.seeds))
+        notes.append("no RUN was given: small members at weight decays .1 and 1 were trained for this")
+    else:
+        members = read_members(run)
+    grokked = [member for member in members if member.phases.grok is not None]
+    if not grokked:
+        best = max(held_out(member.last) for member in members)
+        raise DesignError(
+            f"at least one member must have grokked; none of {len(members)} did (best held-out accuracy {best:.2f}): "
+            "train for more steps"
+        )
+    latest = max(member.step - (member.phases.grok or 0) for member in grokked)
+    if after > latest:
+        raise DesignError(
+            f"members are compared {after} steps after grokking, but were trained until {latest} after it at most: "
+            "give a smaller --after"
+        )
+    if contrast != "class-mean":
+        notes.append(f"directions removed: {contrast}; ranks and Fourier columns stay those of the class means")
+    if all(k_max >= member.spec.width for member in members):
+        notes.append(f"--k-max {k_max} reaches the width: curves end one below it")
+    title = f"Removal of what was learned: {task_words(members)}"
+    result = examined("grok-abliterate", title, members, setting, k_max=k_max, after=after, contrast=contrast,
+                      settings={"seeds": len({m.spec.seed for m in members}), "members": len(members)},
+                      notes=notes)  # fmt: skip
+    controls = Figure(
+        "controls", "lines", "curves", "The same number of other directions",
+        "Mean over seeds with t interval: its own directions, random ones, the weakest first, whole frequencies.",
+        {"x": "k", "y": "accuracy", "series": "removed", "facet": "condition", "x_title": "Directions removed",
+         "y_title": "Held-out accuracy", "zero": True},
+    )  # fmt: skip
+    return replace(result, columns=COLUMNS, figures=(*result.figures, controls))

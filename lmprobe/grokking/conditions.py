@@ -1,0 +1,264 @@
+"""Conditions: members that differ only in their seed, and what is said of them: a mean over seeds with its interval.
+
+Conventions. Intervals are 95 % t intervals over seeds (mean +- t sd / sqrt(n)); they speak of seeds, not of other
+sizes or tasks. A grok step is averaged as its logarithm. It is known only up to the evaluation before it, and a member
+that has not grokked within its steps has none: a mean over fewer than all members says how many, and stands beside
+`n_of`. A number that is censored (k@95 above k_max) enters as the least it can be, and then there is no upper end.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from lmprobe.grokking.members import Member
+from lmprobe.grokking.spec import Spec
+from lmprobe.grokking.trajectory import Point
+from probecore.results import Row
+from probecore.stats.bootstrap import t_p_value, t_quantile
+
+NO_TEST = "an estimate over seeds; nothing is tested"
+COLUMNS = ("metric", "condition", "op", "value", "ci_low", "ci_high", "lowest", "highest", "control", "n_seeds", "n_of")
+AXES = {
+    "ops": "", "p": "p", "layers": "", "width": "", "weight_decay": "WD", "fraction": "fraction", "batch": "batch",
+    "init": "init", "adversarial": "lambda", "adversarial_k": "k", "lr": "lr", "norm": "norm",
+    "activation": "activation",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds; None where there is none, with the reason. p : of t against 0, for differences."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
+    n: int = 0
+    n_censored: int = 0
+    p_value: float | None = None
+    note: str = ""
+
+
+def mean_over_seeds(values: Sequence[float], *, n_censored: int = 0, logarithm: bool = False) -> Mean:
+    """Return the mean of one value per seed with its t interval, or of their logarithms.
+
+    n_censored : how many of the values are only the least they can be; the mean is then a lower bound, its interval
+    has no upper end.
+
+    >>> m = mean_over_seeds([1.0, 2.0, 3.0])
+    >>> (m.value, round(m.low, 3), round(m.high, 3), m.n)
+    (2.0, -0.484, 4.484, 3)
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        return Mean(note="no member of this condition has the number")
+    ends = float(x.min()), float(x.max())
+    if logarithm:
+        x = np.log(x)
+    back: Callable[[float], float] = math.exp if logarithm else float
+    centre = float(x.mean())
+    bound = (
+        f"{n_censored} of {len(x)} values are the least they can be: the mean is a lower bound" if n_censored else ""
+    )
+    if len(x) < 2:
+        alone = "one seed has no interval"
+        return Mean(back(centre), None, None, *ends, 1, n_censored, None, f"{bound}; {alone}" if bound else alone)
+    error = float(x.std(ddof=1)) / math.sqrt(len(x))
+    half = t_quantile(len(x) - 1) * error
+    p = t_p_value(centre / error, len(x) - 1) if error > 0 and not n_censored else None
+    high = None if n_censored else back(centre + half)
+    return Mean(back(centre), back(centre - half), high, *ends, len(x), n_censored, p, bound)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Members that share everything but the seed."""
+
+    name: str
+    members: tuple[Member, ...]
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of the first member."""
+        return self.members[0].spec
+
+    @property
+    def grokked(self) -> tuple[Member, ...]:
+        """The members that have grokked."""
+        return tuple(member for member in self.members if member.phases.grok is not None)
+
+    def points(self, at: Mapping[str, Point]) -> list[Point]:
+        """Return the points of its members among those by spec."""
+        return [at[member.spec.key] for member in self.members if member.spec.key in at]
+
+
+def conditions(members: Sequence[Member]) -> tuple[Condition, ...]:
+    """Return members by condition, in the order given, each named by what differs between conditions."""
+    groups: dict[tuple[tuple[str, object], ...], list[Member]] = {}
+    for member in members:
+        groups.setdefault(_all_but_seed(member.spec), []).append(member)
+    keys = [dict(key) for key in groups]
+    differ = [name for name in AXES if len({str(key[name]) for key in keys}) > 1]
+    found = []
+    for key, group in zip(keys, groups.values(), strict=True):
+        found.append(Condition(_name(key, differ), tuple(group)))
+    return tuple(found)
+
+
+def _all_but_seed(spec: Spec) -> tuple[tuple[str, object], ...]:
+    return tuple((k, v) for k, v in asdict(spec).items() if k not in ("seed", "data_seed", "steps", "extra"))
+
+
+def _name(key: Mapping[str, object], differ: Sequence[str]) -> str:
+    words = []
+    for axis in differ or ("layers",):
+        value = key[axis]
+        if axis in ("layers", "width"):
+            size = f"{key['layers']}L d{key['width']}"
+            words += [] if size in words else [size]
+        elif axis == "ops":
+            words.append(" + ".join(value) if isinstance(value, tuple) else str(value))
+        elif axis == "adversarial_k" and not key["adversarial"]:
+            continue
+        else:
+            words.append(f"{AXES[axis]} {value:g}" if isinstance(value, float) else f"{AXES[axis]} {value}")
+    return ", ".join(words)
+
+
+def grok_rows(found: Sequence[Condition]) -> list[Row]:
+    """Return how many members of each condition grokked, and when."""
+    rows: list[Row] = []
+    for condition in found:
+        steps = [float(step) for member in condition.members if (step := member.phases.grok) is not None]
+        rows.append(_row("grok step", condition, "all", mean_over_seeds(steps, logarithm=True)))
+        left = len(condition.members) - len(steps)
+        if left:
+            last = max(member.step for member in condition.members)
+            reached = max(
+                float(min(v for k, v in m.last.items() if k.startswith("val_acc_"))) for m in condition.members
+            )
+            rows[-1]["ci_note"] = rows[-1]["value_note"] = (
+                f"{left} of {len(condition.members)} have not grokked within {last} steps (best held-out accuracy at "
+                f"the end {reached:.2f}); the mean is over those that have"
+            )
+    return rows
+
+
+def metric_rows(
+    found: Sequence[Condition],
+    at: Mapping[str, Point],
+    metrics: Mapping[str, str],
+    *,
+    controls: Mapping[str, str] | None = None,
+    detail: bool = False,
+) -> list[Row]:
+    """Return one row per metric, condition and operation: the mean over the seeds that have a point.
+
+    metrics : {name in the table: field of the records}. controls : {field: field of its control}.
+    """
+    rows = []
+    for name, metric in metrics.items():
+        for condition in found:
+            points = condition.points(at)
+            for op in condition.spec.ops:
+                has = [point for point in points if point.value(metric, op) is not None]
+                values = [float(point.value(metric, op) or 0.0) for point in has]
+                mean = mean_over_seeds(values, n_censored=sum(point.censored(metric, op) for point in has))
+                row = _row(name, condition, op, mean) | {"detail": detail}
+                beside = (controls or {}).get(metric)
+                if beside and has:
+                    control = [value for point in has if (value := point.value(beside, op)) is not None]
+                    above = sum(point.censored(beside, op) for point in has)
+                    row["control"] = float(np.mean(control)) if control else None
+                    row["control_note"] = f"at least: {above} of {len(control)} never fell below" if above else ""
+                rows.append(row)
+    return rows
+
+
+def overlap_rows(found: Sequence[Condition], at: Mapping[str, Point], ks: Sequence[int]) -> list[Row]:
+    """Return the overlap of the two operations' first k directions, beside k / d, its mean for random subspaces."""
+    rows = []
+    for k in ks:
+        for condition in found:
+            points = condition.points(at)
+            here = [row for point in points if (row := point.overlap_at(k)) is not None]
+            if here:
+                mean = mean_over_seeds([float(row["overlap"]) for row in here])
+                rows.append(_row(f"overlap at {k}", condition, "add | mul", mean) | {"control": here[0]["chance"]})
+    return rows
+
+
+SHARES = ("accuracy", "Fourier share", "logit share", "overlap", "other operation", "input accuracy")
+
+
+def _row(metric: str, condition: Condition, op: str, mean: Mean) -> Row:
+    """Return the row of a number that cannot be below 0, nor, where it is a share, above 1."""
+    low, high = mean.low, mean.high
+    if low is not None:
+        low = max(0.0, low)
+    if high is not None and metric.startswith(SHARES):
+        high = min(1.0, high)
+    return {
+        "metric": metric, "condition": condition.name, "op": op, "value": mean.value, "ci_low": low,
+        "ci_high": high, "ci_note": mean.note, "value_note": mean.note if mean.value is None else "",
+        "lowest": mean.lowest, "highest": mean.highest, "control": None, "n_seeds": mean.n,
+        "n_of": len(condition.members), "n_censored": mean.n_censored, "p_value": None, "p_note": NO_TEST,
+        "detail": False,
+    }  # fmt: skip
+
+
+def paired(first: Condition, second: Condition, value: Callable[[Member], float | None]) -> list[tuple[float, float]]:
+    """Return the values of both conditions at the seeds at which both have one."""
+    by_seed = {member.spec.seed: value(member) for member in second.members}
+    both = [(value(member), by_seed.get(member.spec.seed)) for member in first.members]
+    return [(a, b) for a, b in both if a is not None and b is not None]
+
+
+def difference_row(
+    metric: str,
+    first: Condition,
+    second: Condition,
+    pairs: Sequence[tuple[float, float]],
+    op: str,
+    *,
+    ratio: bool = False,
+) -> Row:
+    """Return the row of first minus second over seeds (or their ratio), with the p of a paired t test."""
+    if ratio:
+        mean = mean_over_seeds([a / b for a, b in pairs], logarithm=True)
+    else:
+        mean = mean_over_seeds([a - b for a, b in pairs])
+    sign = "/" if ratio else "-"
+    row = _row(metric, first, op, mean)
+    note = "paired t test over seeds" if mean.p_value is not None else "no spread over seeds, or one seed: no test"
+    return row | {
+        "ci_low": mean.low, "ci_high": mean.high,
+        "condition": f"{first.name} {sign} {second.name}", "metric": f"{metric}, {'ratio' if ratio else 'difference'}",
+        "p_value": mean.p_value, "p_note": note,
+    }  # fmt: skip
+
+
+def inside(share: float | None) -> float | None:
+    """Return the end of an interval of a share, inside 0 to 1."""
+    return None if share is None else min(1.0, max(0.0, share))
+
+
+def curve_means(rows: Sequence[Row], op: str | None = None) -> list[Row]:
+    """Return the mean accuracy over seeds of every condition, operation, kind of removal and k, with its interval."""
+    groups: dict[tuple[str, str, str, int], list[float]] = {}
+    for row in rows:
+        if op is None or row["op"] == op:
+            key = (row["condition"], row["op"], row["removed"], row["k"])
+            groups.setdefault(key, []).append(float(row["accuracy"]))
+    found: list[Row] = []
+    for (condition, name, removed, k), values in groups.items():
+        mean = mean_over_seeds(values)
+        low, high = inside(mean.low), inside(mean.high)
+        found.append(
+            {"condition": condition, "op": name, "removed": removed, "k": k, "accuracy": mean.value, "ci_low": low,
+             "ci_high": high, "n_seeds": mean.n}
+        )  # fmt: skip
+    return found

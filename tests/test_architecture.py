@@ -33,7 +33,7 @@ STAGES = (
     ("activations", "splits", "store", "runs"),
     ("stats",),
     ("information", "geometry", "codebooks", "timescales", "collisions", "lens", "removal"),
-    ("probes", "directions", "erasure"),
+    ("probes", "directions", "erasure", "contrastive"),
     ("ablation",),
     ("report",),
 )

@@ -2,6 +2,7 @@ from .activations import Activations, Label
 from .claims import Claim, Part, claim_figures, claim_row, claim_rows, claim_tables, part_of
 from .codebooks import entropy, rarefied_codes
 from .collisions import CollisionLadder
+from .contrastive import ContrastSpectrum, contrast_spectrum
 from .directions import (
     ContrastiveSVD,
     Direction,
@@ -74,6 +75,7 @@ __all__ = [
     "CertificateError",
     "Claim",
     "CollisionLadder",
+    "ContrastSpectrum",
     "ContrastiveSVD",
     "DescriptionLength",
     "Design",
@@ -117,6 +119,7 @@ __all__ = [
     "claim_tables",
     "cohen_d",
     "components_for",
+    "contrast_spectrum",
     "contrastive_svd",
     "cosine_interval",
     "counted_information",

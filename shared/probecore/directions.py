@@ -26,6 +26,7 @@ from probecore.validation import at_least, codes_of, finite_matrix, one_of, one_
 
 Floats = NDArray[np.float64]
 Fit = Callable[[NDArray[np.intp]], Floats]
+Contrast = Literal["anchored", "whitened"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def contrastive_svd(
     signal: ArrayLike,
     reference: ArrayLike,
     n_directions: int = 1,
-    contrast: Literal["anchored", "whitened"] = "whitened",
+    contrast: Contrast = "whitened",
 ) -> ContrastiveSVD:
     """Return the leading right singular vectors of a contrast matrix of (items, features) arrays.
 

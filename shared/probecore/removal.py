@@ -5,6 +5,9 @@ whose score is below q times that of entry 0 (or below q itself, where `relative
 directions come in pairs, and half a pair can hurt more than the pair. So beside k@q stands `last`, the largest k whose
 score is still at or above the line. A curve that never falls below it has no k@q: it is censored at k_max, and says so.
 
+Where what falls is a behaviour and not the ability to do anything, a curve counts only while a second one, capability,
+holds: k@q gated is the smallest k from which on a share q of the behaviour is gone, with capability still there.
+
 >>> k_at([1.0, 0.9, 0.99, 0.5], 0.95), last_at([1.0, 0.9, 0.99, 0.5], 0.95)
 (Crossing(k=1, k_max=3), 2)
 >>> str(k_at([1.0, 1.0, 0.97], 0.95)), k_at([1.0, 1.0, 0.97], 0.95).censored
@@ -63,6 +66,48 @@ def last_at(curve: ArrayLike, q: float, *, relative: bool = True) -> int | None:
     values = _curve(curve)
     above = np.flatnonzero(values >= _line(values, q, relative))
     return int(above[-1]) if len(above) else None
+
+
+def gated_at(curve: ArrayLike, gate: ArrayLike, q: float, *, keeps: float = 0.95) -> Crossing:
+    """Return the smallest k at which a share q of `curve` is gone for good while `gate` keeps a share `keeps`.
+
+    (curve[0] - curve[j]) / curve[0] >= q for every j from k to k_max, and gate[k] >= keeps gate[0]. `q` counts what is
+    gone, so q = .95 is a curve below .05 of its start (`k_at` counts what is left).
+    Raises `DesignError` where there is nothing to remove.
+    """
+    values, other = _curve(curve), _curve(gate)
+    if values.shape != other.shape:
+        raise InputError(f"curve and gate must have the same k; got {len(values)} and {len(other)} entries")
+    if not values[0] > 0:
+        raise DesignError(f"what is to be removed must be there with nothing removed; it starts at {values[0]:.3g}")
+    gone = values <= _line(values, 1 - q, True) + 2e-12 * values[0]
+    for_good = np.logical_and.accumulate(gone[::-1])[::-1]
+    hit = np.flatnonzero(for_good & (other >= _line(other, keeps, True)))
+    return Crossing(int(hit[0]) if len(hit) else None, len(values) - 1)
+
+
+@dataclass(frozen=True)
+class CrossingSpread:
+    """Quantiles of k@q over resamples; a quantile that falls on censored ones is None: above k_max.
+
+    not_reached : share of the resamples in which k@q is censored.
+    """
+
+    median: float | None
+    low: float | None
+    high: float | None
+    not_reached: float
+
+
+def crossing_spread(crossings: Sequence[Crossing], level: float = 0.05) -> CrossingSpread:
+    """Return how k@q varies over resamples of the items behind a curve; censored ones count as larger than any k."""
+    if not crossings:
+        raise InputError("a spread needs at least 1 resample; got none")
+    k = np.sort([np.inf if c.k is None else float(c.k) for c in crossings])
+    # the nearest rank, outwards: between a number and "above k_max" there is nothing to interpolate
+    places = [(len(k) - 1) // 2, int(np.floor(level / 2 * (len(k) - 1))), int(np.ceil((1 - level / 2) * (len(k) - 1)))]
+    median, low, high = (float(k[i]) if np.isfinite(k[i]) else None for i in places)
+    return CrossingSpread(median, low, high, float(np.isinf(k).mean()))
 
 
 def selective_kill(own: ArrayLike, other: ArrayLike, *, dead: float = 0.5, keeps: float = 0.99) -> Crossing:

@@ -6,6 +6,9 @@ import pytest
 from probecore import DesignError, InputError
 from probecore.removal import (
     Crossing,
+    CrossingSpread,
+    crossing_spread,
+    gated_at,
     head_curves,
     k_at,
     last_at,
@@ -103,3 +106,34 @@ def test_random_frames_are_uniform_and_overlap_as_chance_says() -> None:
     overlap = ((frames[:2000] @ frames[2000:].transpose(0, 2, 1)) ** 2).sum((1, 2)) / k
     assert abs(overlap.mean() - k / d) < 5 * overlap.std() / np.sqrt(2000) < 0.01
     assert np.abs(frames[:, 0].mean(0)).max() < 5 / np.sqrt(4000 * d)  # also the first row has no preferred sign
+
+
+def test_gated_k_counts_what_is_gone_for_good_while_capability_holds() -> None:
+    """Each case by hand: f = 0, .5, .96, .5, .97, .99 at k = 0..5 comes back at 3, so it is gone for good from 4."""
+    curve = 0.8 * (1 - np.array([0, 0.5, 0.96, 0.5, 0.97, 0.99]))
+    alive = np.ones(6)
+    assert gated_at(curve, alive, 0.95).k == 4 and gated_at(curve, alive, 0.5).k == 1
+    assert gated_at(curve, [1, 1, 1, 1, 0.9, 0.96], 0.95).k == 5  # at 4 capability has lost a tenth
+    assert gated_at(curve, [1, 1, 1, 1, 0.9, 0.9], 0.95).censored
+    assert gated_at(curve, [0.5, 0.5, 0.5, 0.5, 0.475, 0.4], 0.95).k == 4  # exactly on the line still holds
+    assert gated_at([1.0, 0.05], [1.0, 1.0], 0.95).k == 1  # exactly a share q gone is enough
+    with pytest.raises(DesignError, match="must be there"):
+        gated_at([0.0, 0.0], [1.0, 1.0], 0.95)
+    with pytest.raises(InputError, match="same k"):
+        gated_at(curve, alive[:3], 0.95)
+
+
+def test_the_removal_of_a_broken_model_is_not_the_removal_of_a_behaviour() -> None:
+    """The trap of the ungated number: refusal 0 and capability 0 from k = 8 on."""
+    k = np.arange(12)
+    refusal, capability = np.where(k < 8, 1.0, 0.0), np.where(k < 8, 1.0, 0.0)
+    assert gated_at(refusal, np.ones(12), 0.95).k == 8 and gated_at(refusal, capability, 0.95).censored
+
+
+def test_the_spread_of_k_keeps_censored_resamples_as_the_largest() -> None:
+    found = crossing_spread([Crossing(k, 30) for k in (*range(1, 98), None, None, None)])
+    assert (found.median, found.low, found.high, found.not_reached) == (50.0, 3.0, None, 0.03)
+    assert crossing_spread([Crossing(None, 30)] * 4) == CrossingSpread(None, None, None, 1.0)
+    assert crossing_spread([Crossing(2, 30)] * 4) == CrossingSpread(2.0, 2.0, 2.0, 0.0)
+    with pytest.raises(InputError, match="at least 1"):
+        crossing_spread([])

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise, product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from probecore.errors import CertificateError
 
 SMALLEST = 0.005  # no block multiplies what it adds by less; the small numbers a block holds are epsilons
 Kind = Literal["attention", "mlp", "other"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 MLP = re.compile(r"mlp|moe|feed_?forward|ffn|expert|fc\d|4h|channel", re.IGNORECASE)
 MIXER = re.compile(r"att|mamba|conv|temporal|recurrent|ssm|delta", re.IGNORECASE)
 
@@ -78,6 +79,12 @@ class Sublayers:
             )
         return tuple(part for part in self.parts[block] if part.kind == kind)
 
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Names of the sites at which something is written into the stream, in the order of the forward pass."""
+        kinds = (dict.fromkeys(part.kind for part in parts) for parts in self.parts)
+        return ("embed", *(f"{kind} {i}" for i, of_block in enumerate(kinds) for kind in of_block))
+
     def require_all(self) -> None:
         """Raise `CertificateError` unless every write to the stream is known."""
         for block in self.reasons:
@@ -93,13 +100,13 @@ def find_sublayers(model: nn.Module, sites: Sites, *, cached: bool = False) -> S
     """
     seen: list[_Block] = [_Block(i, block) for i, block in enumerate(sites.blocks)]
     with _watched(seen):
-        _forward(model, cached)
+        probe_forward(model, cached=cached)
     if late := [block.index for block in seen if not block.done]:
         raise CertificateError(
             f"every block must run in a forward pass; block {late[0]} did not: name the right blocks"
         )
     with _confirmed(seen):
-        _forward(model, cached)
+        probe_forward(model, cached=cached)
     return Sublayers(
         parts=tuple(tuple(block.parts) for block in seen),
         carried=tuple(block.carried for block in seen),
@@ -266,7 +273,8 @@ def _between(seen: Sequence[_Block]) -> str | None:
     return None
 
 
-def _forward(model: nn.Module, cached: bool) -> None:
+def probe_forward(model: nn.Module, *, cached: bool = False) -> None:
+    """Run a short probe of two texts through a model, for those who watch."""
     row = probe_rows(model)[-1]
     ids = torch.tensor([row, row[::-1]])
     with torch.no_grad():

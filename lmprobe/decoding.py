@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmprobe.capture_job import SUBLAYER
 from lmprobe.inputs import pad
+from lmprobe.interventions import Read, intervened
 from lmprobe.models import LanguageModel
 from lmprobe.taps import tapped
 from probecore.errors import InputError
@@ -71,11 +73,14 @@ class Decoding:
         )
         masked = self.lm.certificate.facts["attention_mask"]
         arguments: dict[str, Any] = {"attention_mask": mask.to(self.lm.device)} if masked else {}
-        names = self.lm.sites.select([*self.prompt_names, *self.step_names])
+        wanted = dict.fromkeys([*self.prompt_names, *self.step_names])
+        inner = tuple(name for name in wanted if SUBLAYER.fullmatch(name))
+        names = self.lm.sites.select([name for name in wanted if name not in inner])
         taps = tapped(self.lm.sites, names, lambda slot, h: walk.state(names[slot], h)) if names else nullcontext()
+        read = intervened(self.lm, Read(walk.state, at=inner)) if inner else nullcontext()
         seen = model.register_forward_hook(walk.logits)
         try:
-            with torch.no_grad(), _own_generation_config(model), taps:
+            with torch.no_grad(), _own_generation_config(model), read, taps:
                 model.generate(
                     ids.to(self.lm.device),
                     generation_config=config,

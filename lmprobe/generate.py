@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmprobe.capture import model_record, to_numpy
+from lmprobe.capture import activations_of, model_record, to_numpy
+from lmprobe.capture_job import wanted_layers
 from lmprobe.decoding import Decoding
 from lmprobe.inputs import Progress, length_batches, run_batches
 from lmprobe.models import LanguageModel, Prompt, Template
+from lmprobe.selectors import Selector, selector
 from probecore.activations import Activations, Label
 from probecore.errors import InputError
 from probecore.validation import at_least
@@ -85,6 +87,32 @@ class Generation:
             dict(self.prompt_end), groups if groups is not None else items, labels or {}, items, info=info
         )
 
+    def step_activations(
+        self,
+        at: str | Selector = "all generated",
+        groups: ArrayLike | None = None,
+        labels: Mapping[str, Label | ArrayLike] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Activations:
+        """Return the states at generated tokens as `Activations`, one item per token or per prompt as `at` says.
+
+        groups, labels : one per prompt. A token that was written counts up to and including the first end token.
+        """
+        if not self.steps:
+            raise InputError("no states of generated tokens were kept: generate with step_layers='all'")
+        place = selector(at) if isinstance(at, str) else at
+        if place.scope != "generated":
+            raise InputError(f"at must select generated tokens ('all generated', 'mean generated'); got {str(place)!r}")
+        picks = [place.of(np.arange(n), f"prompt {i}") for i, n in enumerate(self.lengths.tolist())]
+        mean = place.which.startswith("mean")
+        values = {}
+        for layer, states in self.steps.items():
+            chosen = [states[i, pick] for i, pick in enumerate(picks)]
+            means = [rows.mean(axis=0, dtype=np.float64, keepdims=True).astype(rows.dtype) for rows in chosen]
+            values[layer] = np.concatenate(means if mean else chosen)
+        info = {**self.info, "representation": f"residual stream at {place}"}
+        return activations_of(values, self.n_prompts, picks if place.per_token else None, groups, labels, names, info)
+
 
 def generate(
     lm: LanguageModel,
@@ -105,7 +133,7 @@ def generate(
 ) -> Generation:
     """Continue prompts and return tokens, entropies and residual states.
 
-    layers : whose states at the prompts' ends are kept ("all", names, block numbers; () keeps none).
+    layers : whose states at the prompts' ends are kept, as `capture` takes them; () keeps none.
     step_layers : whose states at every generated token are kept.
     forced : one common continuation (text or token ids) that every prompt is made to take instead of choosing.
     temperature : sample from softmax(logits / temperature) with a generator of each prompt's own, None is greedy.
@@ -113,7 +141,7 @@ def generate(
     use_cache : False reads the whole text again at every step; slower, the same up to rounding.
     Raises `CertificateError` where the taps could not be certified, `InputError` for prompts that cannot be used.
     """
-    step_names, prompt_names = lm.sites.select(step_layers), lm.sites.select(layers)
+    step_names, prompt_names = (wanted_layers(lm, some) if len(some) else () for some in (step_layers, layers))
     lm.certificate.require("causal", *(("taps",) if step_names or prompt_names else ()))
     if not use_cache:
         lm.certificate.require("cache")

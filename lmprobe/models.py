@@ -95,25 +95,30 @@ class LanguageModel:
             text as it is, "auto" takes "chat" where there is a template.
         Raises `InputError` for an empty prompt, a template that is missing or refuses, ids outside the vocabulary.
         """
+        if len(prompt) and not isinstance(prompt, str) and not isinstance(prompt[0], Mapping):
+            return self._checked([int(i) for i in prompt])  # type: ignore[arg-type]
+        text, templated = self.rendered(prompt, system, template)
+        ids = self.tokenizer(text, add_special_tokens=not templated)["input_ids"]
+        begin = getattr(self.tokenizer, "bos_token_id", None)
+        while begin is not None and ids[:2] == [begin, begin]:
+            ids = ids[1:]
+        return self._checked(ids)
+
+    def rendered(self, prompt: Prompt, system: str | None = None, template: Template = "auto") -> tuple[str, bool]:
+        """Return the text that is tokenized for a prompt that is no row of ids, and whether it was put in a template.
+
+        Raises `InputError` as `format` does.
+        """
         one_of(template, ("auto", "chat", "raw"), "template")
         if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
             raise InputError("a prompt must hold text; got an empty one: leave it out")
-        if not isinstance(prompt, str) and not isinstance(prompt[0], Mapping):
-            return self._checked([int(i) for i in prompt])  # type: ignore[arg-type]
         chat = template == "chat" or (template == "auto" and self.has_template)
         if not chat and (system is not None or not isinstance(prompt, str)):
             raise InputError(
                 f"a system message and chat messages need a chat template; {self.name} "
                 f"{'is asked for template raw' if self.has_template else 'has none'}: give plain texts"
             )
-        if chat:
-            ids = self.tokenizer(self._templated(prompt, system), add_special_tokens=False)["input_ids"]
-        else:
-            ids = self.tokenizer(prompt)["input_ids"]
-        begin = getattr(self.tokenizer, "bos_token_id", None)
-        while begin is not None and ids[:2] == [begin, begin]:
-            ids = ids[1:]
-        return self._checked(ids)
+        return (self._templated(prompt, system), True) if chat else (str(prompt), False)
 
     def format_all(
         self, prompts: Sequence[Prompt], system: str | None = None, template: Template = "auto", room: int = 0

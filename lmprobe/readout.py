@@ -129,9 +129,15 @@ class Tail:
     way: str
 
     def __call__(self, hidden: Tensor, *, gradients: bool = False) -> Tensor:
-        """Return the logits (rows, vocabulary) of states (rows, features), all rows at once."""
-        residual = residual_of(hidden[:, None].to(self.lm.device, self.lm.dtype), self.lm.certificate.copies)
-        return _read(self.lm, self.way, residual, gradients)[:, -1]
+        """Return the logits (..., vocabulary) of states (rows, features) or (batch, time, features), all at once.
+
+        In the layout (batch, time, features) of the pass that left them, states of the last block give that pass's
+        logits bit for bit; as rows they do up to rounding.
+        """
+        rows = hidden[:, None] if hidden.ndim == 2 else hidden
+        residual = residual_of(rows.to(self.lm.device, self.lm.dtype), self.lm.certificate.copies)
+        logits = _read(self.lm, self.way, residual, gradients)
+        return logits[:, -1] if hidden.ndim == 2 else logits
 
 
 def tail_of(lm: LanguageModel) -> Tail:

@@ -145,3 +145,19 @@ PROMPTS = ["w1 w2 w3", "w9 w4 w77 w30 w8 w21 w5 w60 w11 w2 w14", "w50 w51", "w3 
 def opened(name: str) -> LanguageModel:
     """Return the opened model of an architecture, made once a process; tests leave it unchanged."""
     return wrap_model(tiny(name), tokenizer(), name=name)
+
+
+def head_of_norm(lm: Any, h: Any) -> Any:
+    """Return what Llama's tail makes of a state."""
+    return lm.model.get_output_embeddings()(lm.sites.norm(h))
+
+
+FORMULAS: dict[str, Any] = {
+    "llama": head_of_norm,
+    "mamba": head_of_norm,
+    "gemma2": lambda lm, h: 1.0 * torch.tanh(head_of_norm(lm, h) / 1.0),
+    "cohere": lambda lm, h: 0.0625 * head_of_norm(lm, h),
+    "granite": lambda lm, h: head_of_norm(lm, h) / 4.0,
+    "opt_350m": lambda lm, h: lm.model.lm_head(lm.model.model.decoder.project_out(h)),
+}
+"""The read-out of some architectures, as their papers and configurations state it."""

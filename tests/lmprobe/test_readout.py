@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from zoo import KNOWN, PROMPTS, STRONG, opened
+from zoo import FORMULAS, KNOWN, PROMPTS, STRONG, head_of_norm, opened
 
 from lmprobe import capture, read_out
 from lmprobe.inputs import forward_arguments, pad
@@ -29,20 +29,6 @@ def test_the_last_block_reads_out_as_the_models_own_logits(name):
             own = lm.model(**forward_arguments(lm.model, ids, mask, use_cache=lm.certificate.cached)).logits[0, -1]
         np.testing.assert_allclose(row.numpy(), own.numpy(), atol=5e-5, rtol=1e-5)
         assert row.argmax() == own.argmax()
-
-
-def head_of_norm(lm, h):
-    return lm.model.get_output_embeddings()(lm.sites.norm(h))
-
-
-FORMULAS = {
-    "llama": head_of_norm,
-    "mamba": head_of_norm,
-    "gemma2": lambda lm, h: 1.0 * torch.tanh(head_of_norm(lm, h) / 1.0),
-    "cohere": lambda lm, h: 0.0625 * head_of_norm(lm, h),
-    "granite": lambda lm, h: head_of_norm(lm, h) / 4.0,
-    "opt_350m": lambda lm, h: lm.model.lm_head(lm.model.model.decoder.project_out(h)),
-}
 
 
 @pytest.mark.parametrize("name", FORMULAS)

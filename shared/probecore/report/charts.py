@@ -213,6 +213,7 @@ def heatmap(
     x: str,
     y: str,
     value: str,
+    text: str | None = None,
     facet: str | None = None,
     x_title: str = "",
     y_title: str = "",
@@ -221,7 +222,10 @@ def heatmap(
     columns: int = 2,
     title: str = "",
 ) -> Chart:
-    """Draw a value per cell, written into it where there is room; `middle` makes the colours diverge around it."""
+    """Draw a value per cell, written into it where there is room; `middle` makes the colours diverge around it.
+
+    text : column of what is written into the cells in place of the value.
+    """
     across, down = (short_names([row[name] for row in rows]) for name in (x, y))
     values = [row[value] for row in rows if row.get(value) is not None]
     reach = max((abs(v - middle) for v in values), default=0.0) if middle is not None else 0.0
@@ -233,13 +237,14 @@ def heatmap(
             "x": across[str(row[x])],
             "y": down[str(row[y])],
             "value": row.get(value),
-            "text": "—" if row.get(value) is None else without_zero(format_number(row[value], fewer)),
+            "text": text_of(row, text) if text else _cell(row.get(value), fewer),
             "dark": row.get(value) is not None and is_dark(row[value], ends, middle),
             "facet": text_of(row, facet),
         }
         for row in rows
     ]
-    side = 34 if max((len(str(r["text"])) for r in records), default=0) > 3 else 28
+    longest = max((len(str(r["text"])) for r in records), default=0)
+    side = 28 if longest <= 3 else 34 if not text else min(90, 10 + 6 * max(4, longest))
     written = len(across) <= 32 and len(down) <= 40
     scheme: Any = "blues" if middle is None else "blueorange"
     cells = (
@@ -275,6 +280,10 @@ def heatmap(
             )
         )
     return lay_out(parts, records, facet, columns, side * len(across), 26 * len(down), title, [])
+
+
+def _cell(value: float | None, places: int | None) -> str:
+    return "—" if value is None else without_zero(format_number(value, places))
 
 
 def bars_with_intervals(

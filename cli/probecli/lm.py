@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from probecli.group import ProbeGroup
+from probecli.lm_grok import grok
+from probecli.lm_lens import lens
 from probecli.lm_options import command_line
 from probecli.lm_potential import potential
 from probecli.lm_reproduce import reproduce
@@ -19,7 +21,7 @@ def main() -> None:
     refuse_namesake()
 
 
-for command in (terrain, potential, reproduce):
+for command in (terrain, potential, lens, reproduce, grok):
     main.add_command(command)
 
 

@@ -110,7 +110,7 @@ class Generation:
             chosen = [states[i, pick] for i, pick in enumerate(picks)]
             means = [rows.mean(axis=0, dtype=np.float64, keepdims=True).astype(rows.dtype) for rows in chosen]
             values[layer] = np.concatenate(means if mean else chosen)
-        info = {**self.info, "representation": f"residual stream at {place}"}
+        info = {**self.info, "representation": f"residual stream at {place}", "texts": list(self.texts)}
         return activations_of(values, self.n_prompts, picks if place.per_token else None, groups, labels, names, info)
 
 

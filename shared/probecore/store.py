@@ -213,6 +213,22 @@ class ActivationStore:
             info=dict(info or {}),
         )
 
+    def finish(
+        self,
+        groups: ArrayLike,
+        labels: Mapping[str, Label],
+        items: Sequence[str] | None = None,
+        rate_hz: float | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Activations:
+        """Write groups, labels and facts beside the values, so that `load_activations` reads the folder; return all.
+
+        May be called again, with other labels: what it wrote before is replaced, the values stay.
+        """
+        whole = self.activations(groups, labels, items, rate_hz, info)
+        _write_facts(self.folder, _facts_of(whole), self.key)
+        return whole
+
     def _write_manifest(self) -> None:
         record = {"format": FORMAT, "key": self.key, "shards": self._shards}
         write_bytes(self.folder / "manifest.json", json.dumps(record, indent=1).encode())
@@ -223,25 +239,17 @@ def save_activations(activations: Activations, folder: str | Path, *, items_per_
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give a new folder")
-    facts = {
-        "items": list(activations.items),
-        "groups": _listed(activations.groups, "groups"),
-        "labels": {name: _label_record(label, name) for name, label in activations.labels.items()},
-        "rate_hz": activations.rate_hz,
-        "info": plain(dict(activations.info)),
-    }
-    if len(set(activations.items)) != activations.n_items:
-        raise InputError("items must have different names to be saved; give each item its own")
+    facts = _facts_of(activations)
     store = ActivationStore(folder, {"activations": digest_of_record(facts)})
     for start in range(0, activations.n_items, items_per_shard):
         chosen = activations.take(np.arange(start, min(start + items_per_shard, activations.n_items)))
         store.append(chosen.items, {layer: chosen.values(layer) for layer in chosen.layers})
-    write_bytes(folder / "activations.json", json.dumps(facts).encode())
+    _write_facts(folder, facts, store.key)
     return folder
 
 
 def load_activations(folder: str | Path) -> Activations:
-    """Return the activations of a folder written by `save_activations`; layers are read when asked for.
+    """Return the activations of a folder that `save_activations` or a finished store wrote; layers are read when asked.
 
     Raises `InputError` where the folder is not complete; reading a damaged layer raises it too.
     """
@@ -249,9 +257,29 @@ def load_activations(folder: str | Path) -> Activations:
     if not (folder / "activations.json").exists():
         raise InputError(f"{folder} holds no complete saved activations; save them again into a new folder")
     facts = json.loads((folder / "activations.json").read_text())
-    store = ActivationStore(folder, {"activations": digest_of_record(facts)})
+    key, digested = facts.pop("key", None), facts.pop("digest", None)
+    if key is None or digested != digest_of_record(facts):
+        raise InputError(f"{folder / 'activations.json'} was changed after it was written; save the activations again")
+    store = ActivationStore(folder, key)
     labels = {name: _label(record) for name, record in facts["labels"].items()}
     return store.activations(_array(facts["groups"]), labels, facts["items"], facts["rate_hz"], facts["info"])
+
+
+def _facts_of(activations: Activations) -> dict[str, Any]:
+    if len(set(activations.items)) != activations.n_items:
+        raise InputError("items must have different names to be saved; give each item its own")
+    return {
+        "items": list(activations.items),
+        "groups": _listed(activations.groups, "groups"),
+        "labels": {name: _label_record(label, name) for name, label in activations.labels.items()},
+        "rate_hz": activations.rate_hz,
+        "info": plain(dict(activations.info)),
+    }
+
+
+def _write_facts(folder: Path, facts: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    record = {**facts, "key": key, "digest": digest_of_record(facts)}
+    write_bytes(folder / "activations.json", json.dumps(record).encode())
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -318,5 +318,23 @@ def test_facts_changed_by_hand_are_noticed(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "activations.json").read_text())
     facts["labels"]["speaker"]["values"]["values"][0] = "b"
     (tmp_path / "activations.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="holds activations of"):
+    with pytest.raises(InputError, match="was changed after it was written"):
         load_activations(tmp_path)
+
+
+def test_a_finished_store_reads_as_saved_activations_and_takes_new_labels(tmp_path: Path) -> None:
+    whole = activations()
+    store = ActivationStore(tmp_path / "a", {"of": "a test"})
+    for half in (slice(2, None), slice(0, 2)):
+        part = whole.take(np.arange(whole.n_items)[half])
+        store.append(part.items, {layer: part.values(layer) for layer in part.layers})
+    with pytest.raises(InputError, match="no complete saved activations"):
+        load_activations(tmp_path / "a")
+    for labels in ({}, whole.labels):
+        store.finish(whole.groups, labels, whole.items, info={"seed": 3})
+        again = load_activations(tmp_path / "a")
+        assert again.items == whole.items and set(again.labels) == set(labels) and again.info == {"seed": 3}
+        for layer in whole.layers:
+            assert np.array_equal(again.values(layer), whole.values(layer))
+    with pytest.raises(InputError, match="holds activations of"):
+        ActivationStore(tmp_path / "a", {"of": "another test"})

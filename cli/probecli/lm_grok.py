@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from probecli.group import ProbeGroup
-from probecli.lm_grok_options import answer, experiment, measuring, training
+from probecli.lm_grok_options import answer, experiment, measuring, population, training
 
 FOLDER = "lmprobe.grokking"
 
@@ -132,3 +132,37 @@ def adversarial(**asked: Any) -> None:  # noqa: ANN401
 def capacity(**asked: Any) -> None:  # noqa: ANN401
     """Two operations in models of several sizes: whether small ones learn them, and whether they entangle them."""
     answer(f"{FOLDER}.two_operations:capacity", asked)
+
+
+@grok.command("batch-size")
+@training
+def batch_size(**asked: Any) -> None:  # noqa: ANN401
+    """Batch sizes at fixed samples and fixed steps, and with weight decay in proportion to the batch.
+
+    A small batch takes more steps and is decayed more often; the second arm tells the two apart.
+    """
+    answer(f"{FOLDER}.batch_size:batch_size", asked)
+
+
+@grok.command()
+@click.argument("run", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@population
+def robustness(**asked: Any) -> None:  # noqa: ANN401
+    """Whether geometry (k@95, rank) predicts how well a member withstands attacks on its input.
+
+    A population of members is attacked in its embeddings (PGD); rank correlations over members, with intervals by seed,
+    and within weight decay. RUN is a folder of members; without it 5 weight decays with --seeds seeds each are trained
+    (--seeds 10: 50 members).
+    """
+    answer(f"{FOLDER}.robustness:robustness", asked)
+
+
+@grok.command()
+@click.argument("run", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@experiment
+def trilemma(**asked: Any) -> None:  # noqa: ANN401
+    """Separability, robustness and efficiency of every member on one plot.
+
+    RUN is a folder of members; without it those of multitask and adversarial are trained, or taken from --out.
+    """
+    answer(f"{FOLDER}.trilemma:trilemma", asked)

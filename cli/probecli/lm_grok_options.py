@@ -14,12 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 QUICK = click.option(
     "--quick", is_flag=True, help="Small task and model, minutes on two cores. Without it: the log's sizes, hours."
 )
-_RUNNING = (
-    click.option("--seeds", "n_seeds", type=click.IntRange(min=1), default=5, show_default=True,
-                 help="Members of each condition, with seeds from --seed on."),
-    click.option("--jobs", type=click.IntRange(min=0), default=0, show_default=True,
-                 help="Processes on a CPU, one thread each. 0: one per core."),
-)  # fmt: skip
+_JOBS = click.option("--jobs", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="Processes on a CPU, one thread each. 0: one per core.")  # fmt: skip
 _CLUSTER = click.option(
     "--cluster", metavar="ADDRESS",
     help="Train on the Ray cluster at this address (auto, ray://HOST:PORT, or local to start one here).",
@@ -32,14 +28,21 @@ _MEASURING = (
 )  # fmt: skip
 
 
-def running(command: F) -> F:
+def running(command: F, seeds: int = 5) -> F:
     """Add --seeds --jobs and the common options, received as n_seeds, jobs, seed, device, out, as_json and quiet."""
-    return _with(common(command), *_RUNNING)
+    many = click.option("--seeds", "n_seeds", type=click.IntRange(min=1), default=seeds, show_default=True,
+                        help="Members of each condition, with seeds from --seed on.")  # fmt: skip
+    return _with(common(command), many, _JOBS)
 
 
-def experiment(command: F) -> F:
+def experiment(command: F, seeds: int = 5) -> F:
     """Add --quick --cluster --k-max --after to what `running` adds; k_max and after go on by name."""
-    return _with(running(command), QUICK, _CLUSTER, *_MEASURING)
+    return _with(running(command, seeds), QUICK, _CLUSTER, *_MEASURING)
+
+
+def population(command: F) -> F:
+    """Add what `experiment` adds, with as many seeds as a rank correlation over members needs."""
+    return experiment(command, seeds=10)
 
 
 def training(command: F) -> F:

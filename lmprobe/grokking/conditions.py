@@ -147,6 +147,11 @@ def grok_rows(found: Sequence[Condition]) -> list[Row]:
     return rows
 
 
+def mean_row(metric: str, condition: Condition, op: str, values: Sequence[float], *, logarithm: bool = False) -> Row:
+    """Return the row of one value per seed of a condition."""
+    return _row(metric, condition, op, mean_over_seeds(values, logarithm=logarithm))
+
+
 def metric_rows(
     found: Sequence[Condition],
     at: Mapping[str, Point],
@@ -167,7 +172,8 @@ def metric_rows(
                 has = [point for point in points if point.value(metric, op) is not None]
                 values = [float(point.value(metric, op) or 0.0) for point in has]
                 mean = mean_over_seeds(values, n_censored=sum(point.censored(metric, op) for point in has))
-                row = _row(name, condition, op, mean) | {"detail": detail}
+                # a condition without members at this phase is in the files; its row of grok steps says why
+                row = _row(name, condition, op, mean) | {"detail": detail or not points}
                 beside = (controls or {}).get(metric)
                 if beside and has:
                     control = [value for point in has if (value := point.value(beside, op)) is not None]

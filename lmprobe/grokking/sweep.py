@@ -141,12 +141,7 @@ def shared_notes(
     found: Sequence[Condition], points: Sequence[Point], at: dict[str, Point], setting: Setting, after: int
 ) -> list[str]:
     """Return the notes that stand under every experiment."""
-    notes = []
-    if setting.quick:
-        notes.append("--quick: small task and model, not the log's; its numbers are not to be compared with the log's")
-    left = [f"{c.name} ({len(c.grokked)} of {len(c.members)})" for c in found if len(c.grokked) < len(c.members)]
-    if left:
-        notes.append(f"not every member grokked within its steps: {'; '.join(left)}; see the table 'members'")
+    notes = not_grokked_notes(found, setting)
     early = sum(len(c.grokked) - len(c.points(at)) for c in found)
     if early:
         notes.append(f"{early} members that grokked have no clean step {after} steps later and are not measured there")
@@ -158,6 +153,17 @@ def shared_notes(
     notes += [warning] if warning else []
     notes.append(f"compared at the first clean step at least {after} steps after each member's grok step")
     return [*notes, CONTROL_NOTE]
+
+
+def not_grokked_notes(found: Sequence[Condition], setting: Setting) -> list[str]:
+    """Return the notes on small plans and on members that did not grok."""
+    notes = []
+    if setting.quick:
+        notes.append("--quick: small task and model, not the log's; its numbers are not to be compared with the log's")
+    left = [f"{c.name} ({len(c.grokked)} of {len(c.members)})" for c in found if len(c.grokked) < len(c.members)]
+    if left:
+        notes.append(f"not every member grokked within its steps: {'; '.join(left)}; see the table 'members'")
+    return notes
 
 
 def learning_rows(found: Sequence[Condition]) -> list[Row]:

@@ -1,0 +1,196 @@
+"""What the trained members say about the claims of the research log: one estimate over seeds for each.
+
+Conventions. Values are paired by seed where two conditions are compared. A member that has not grokked has no value but
+for claims about when it groks, where its last step is the least its grok step can be, and the interval has no upper
+end. Fewer than `LEAST_SEEDS` seeds give a value without an interval, so that nothing is decided.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from lmprobe.grokking.batch_size import FIXED, SCALED, arms, taken
+from lmprobe.grokking.conditions import Condition, Mean, mean_over_seeds, paired
+from lmprobe.grokking.history import held_out
+from lmprobe.grokking.log_claims import LEAST_SEEDS
+from lmprobe.grokking.members import Member
+from lmprobe.grokking.spec import Spec
+from lmprobe.grokking.trajectory import Point, at_phase
+from lmprobe.grokking.two_operations import overlap_of, value_at
+from probecore.results import Row
+from probecore.stats.effects import wilson_interval
+from probecore.verdicts import Evidence
+
+OTHER_PHASES = (0, 200, 500)
+
+
+def find(found: Sequence[Condition], **fields: object) -> Condition:
+    """Return the one condition whose spec has these fields."""
+    picked = [c for c in found if all(getattr(c.spec, k) == v for k, v in fields.items())]
+    assert len(picked) == 1, f"{len(picked)} conditions have {fields}"
+    return picked[0]
+
+
+def evidence(mean: Mean, unit: str = "", detail: str = "", missing: str = "") -> Evidence:
+    """Return the evidence of a mean over seeds; `missing` is the reason where seeds without a value decide nothing."""
+    counted = {"unit": unit, "detail": "; ".join(filter(None, (detail, mean.note))), "n_items": mean.n,
+               "n_clusters": mean.n}  # fmt: skip
+    if mean.value is None:
+        return Evidence(reason=missing or mean.note, **counted)  # type: ignore[arg-type]
+    few = f"{mean.n} seeds have the number; a verdict needs {LEAST_SEEDS}" if mean.n < LEAST_SEEDS else ""
+    if few or missing or mean.low is None:
+        return Evidence(mean.value, reason=missing or few or mean.note, **counted)  # type: ignore[arg-type]
+    high = math.inf if mean.n_censored else mean.high
+    return Evidence(mean.value, mean.low, high, p_value=mean.p_value, p_note=_p_note(mean), **counted)  # type: ignore[arg-type]
+
+
+def _p_note(mean: Mean) -> str:
+    return "t test over seeds against no difference" if mean.p_value is not None else "no test: a bound, or no spread"
+
+
+def grok_ratio(slower: Condition, sooner: Condition) -> Evidence:
+    """Return the ratio of grok steps; the slower condition enters with its last step where it has not grokked."""
+    lacking = [m.spec.seed for m in sooner.members if m.phases.grok is None]
+    pairs = paired(slower, sooner, _least_grok)
+    censored = sum(m.phases.grok is None for m in slower.members)
+    mean = mean_over_seeds([a / b for a, b in pairs], n_censored=censored, logarithm=True)
+    detail = f"{slower.name}: {len(slower.grokked)} of {len(slower.members)} grokked; {sooner.name}: " \
+             f"{len(sooner.grokked)} of {len(sooner.members)}"  # fmt: skip
+    reason = f"{len(lacking)} of {len(sooner.members)} members of {sooner.name} have not grokked" if lacking else ""
+    return evidence(mean, "ratio", detail, reason)
+
+
+def _least_grok(member: Member) -> float | None:
+    return float(member.phases.grok or member.step)
+
+
+def compared(
+    first: Condition, second: Condition, points: Sequence[Point], metric: str, ops: Sequence[str], after: int,
+    *, ratio: bool = False,
+) -> Evidence:  # fmt: skip
+    """Return the difference (or ratio) of a number of two conditions, averaged over operations, at the same phase."""
+
+    def estimate(at: Mapping[str, Point]) -> Mean:
+        def value(member: Member) -> float | None:
+            values = [value_at(at, member, metric, op) for op in ops]
+            return None if any(v is None for v in values) else sum(filter(None, values)) / len(values)
+
+        pairs = paired(first, second, value)
+        if ratio:
+            return mean_over_seeds([a / b for a, b in pairs if b > 0], logarithm=True)
+        return mean_over_seeds([a - b for a, b in pairs])
+
+    mean = estimate(at_phase(points, after))
+    others = []
+    for phase in OTHER_PHASES:
+        at = {k: p for k, p in at_phase(points, phase).items() if p.since is not None and p.since <= phase + 100}
+        other = estimate(at)
+        if other.value is not None and phase != after:
+            others.append(f"{other.value:.3g} at {phase} steps after grokking ({other.n} seeds)")
+    missing = ""
+    total = min(len(first.members), len(second.members))
+    if 0 < mean.n < total:
+        missing = f"only {mean.n} of {total} seeds grokked in both conditions: those that did are not a fair sample"
+    return evidence(mean, "ratio" if ratio else "", "; ".join(others), missing)
+
+
+def of_condition(condition: Condition, points: Sequence[Point], metric: str, op: str, after: int) -> Evidence:
+    """Return a number of one condition at its phase."""
+    at = at_phase(points, after)
+    has = [p for p in condition.points(at) if p.value(metric, op) is not None]
+    values = [float(p.value(metric, op) or 0.0) for p in has]
+    return evidence(mean_over_seeds(values, n_censored=sum(p.censored(metric, op) for p in has)))
+
+
+def rank_at_end(none: Condition, one: Condition, points: Sequence[Point], after: int) -> Evidence:
+    """Return rank99 without decay, at the last clean step, minus that with decay at its phase."""
+    at = at_phase(points, after)
+    last = {p.member.spec.key: p for p in points}  # points of a member are in order of steps
+    pairs = [
+        (a, b)
+        for a, b in paired(
+            none, one, lambda m: value_at(last if m in none.members else at, m, "rank99", m.spec.ops[0])
+        )
+    ]
+    accuracy = [held_out(m.last) for m in none.members]
+    detail = f"held-out accuracy without decay {min(accuracy):.2f} to {max(accuracy):.2f}, {len(none.grokked)} grokked"
+    return evidence(mean_over_seeds([a - b for a, b in pairs]), "directions", detail)
+
+
+def overlap_evidence(condition: Condition, points: Sequence[Point], k: int, after: int, *, beyond: bool) -> Evidence:
+    """Return the overlap of two operations at k, or what it has beyond chance."""
+    at = at_phase(points, after)
+    rows = [row for p in condition.points(at) if (row := p.overlap_at(k)) is not None]
+    mean = mean_over_seeds([float(r["overlap"]) - (float(r["chance"]) if beyond else 0.0) for r in rows])
+    return evidence(mean, detail=f"chance {rows[0]['chance']:.3f}" if rows else "", missing=_share(condition, rows))
+
+
+def overlap_difference(first: Condition, second: Condition, points: Sequence[Point], k: int, after: int) -> Evidence:
+    """Return the paired difference of overlaps of two conditions."""
+    at = at_phase(points, after)
+    pairs = paired(first, second, lambda m: overlap_of(at, m, k))
+    total = min(len(first.members), len(second.members))
+    missing = f"only {len(pairs)} of {total} seeds grokked in both conditions" if 0 < len(pairs) < total else ""
+    return evidence(mean_over_seeds([a - b for a, b in pairs]), missing=missing)
+
+
+def over_operations(condition: Condition, points: Sequence[Point], metric: str, after: int) -> Evidence:
+    """Return a number averaged over a member's operations, then over seeds."""
+    found = condition.points(at_phase(points, after))
+    values = []
+    for point in found:
+        each = [point.value(metric, op) for op in condition.spec.ops]
+        if all(v is not None for v in each):
+            values.append(sum(filter(None, each)) / len(each))
+    return evidence(mean_over_seeds(values), missing=_share(condition, values))
+
+
+def selective_share(condition: Condition, points: Sequence[Point], after: int) -> Evidence:
+    """Return the share of members both of whose operations can be killed alone, with its Wilson interval."""
+    found = condition.points(at_phase(points, after))
+    killed = [all(p.records[op].get("selective_kill") is not None for op in condition.spec.ops) for p in found]
+    if len(killed) < LEAST_SEEDS:
+        return Evidence(
+            reason=f"{len(killed)} members grokked; a verdict needs {LEAST_SEEDS}", n_items=len(killed)
+        )
+    low, high = wilson_interval(sum(killed), len(killed))
+    return Evidence(sum(killed) / len(killed), low, high, p_note="a share: no test", unit="share",
+                    n_items=len(killed), n_clusters=len(killed))  # fmt: skip
+
+
+def _share(condition: Condition, there: Sequence[object]) -> str:
+    if 0 < len(there) < len(condition.members):
+        return f"only {len(there)} of {len(condition.members)} members grokked: those that did are not a fair sample"
+    return ""
+
+
+def best_accuracy(small: Sequence[Condition]) -> Evidence:
+    """Return the best held-out accuracy that each seed reached under any initialisation."""
+    best: dict[int, float] = {}
+    for condition in small:
+        for member in condition.members:
+            reached = max(held_out(e) for e in member.history)
+            best[member.spec.seed] = max(best.get(member.spec.seed, 0.0), reached)
+    steps = max(m.step for c in small for m in c.members)
+    return evidence(mean_over_seeds(list(best.values())), "accuracy", f"{len(small)} initialisations, {steps} steps")
+
+
+def batch_evidence(found: Sequence[Condition], *, scaled: bool) -> Evidence:
+    """Return the ratio of samples to grok, smallest batch to largest, paired by seed."""
+    arm = arms(found)[SCALED if scaled else FIXED]
+    pairs = paired(arm[0], arm[-1], lambda m: taken(m, "samples"))
+    total = min(len(arm[0].members), len(arm[-1].members))
+    missing = f"only {len(pairs)} of {total} seeds grokked at both batches" if len(pairs) < total else ""
+    detail = f"batch {arm[0].spec.batch} against {arm[-1].spec.batch}"
+    return evidence(mean_over_seeds([a / b for a, b in pairs], logarithm=True), "ratio", detail, missing)
+
+
+def row_evidence(row: Row, n_items: int) -> Evidence:
+    """Return the evidence of a finished row."""
+    return Evidence(
+        row["value"], row["ci_low"], row["ci_high"], p_value=row.get("p_value"), p_note=row.get("p_note", ""),
+        reason=row.get("value_note") or row.get("ci_note") or "", unit="rho", n_items=n_items,
+        n_clusters=row.get("n_seeds"),
+    )  # fmt: skip
+
+
+Measure = Callable[[Spec], Evidence]

@@ -16,7 +16,7 @@ QUICK = click.option(
 )
 _JOBS = click.option("--jobs", type=click.IntRange(min=0), default=0, show_default=True,
                      help="Processes on a CPU, one thread each. 0: one per core.")  # fmt: skip
-_CLUSTER = click.option(
+cluster = click.option(
     "--cluster", metavar="ADDRESS",
     help="Train on the Ray cluster at this address (auto, ray://HOST:PORT, or local to start one here).",
 )  # fmt: skip
@@ -37,7 +37,7 @@ def running(command: F, seeds: int = 5) -> F:
 
 def experiment(command: F, seeds: int = 5) -> F:
     """Add --quick --cluster --k-max --after to what `running` adds; k_max and after go on by name."""
-    return _with(running(command, seeds), QUICK, _CLUSTER, *_MEASURING)
+    return _with(running(command, seeds), QUICK, cluster, *_MEASURING)
 
 
 def population(command: F) -> F:
@@ -47,7 +47,7 @@ def population(command: F) -> F:
 
 def training(command: F) -> F:
     """Add --quick --cluster to what `running` adds."""
-    return _with(running(command), QUICK, _CLUSTER)
+    return _with(running(command), QUICK, cluster)
 
 
 def measuring(command: F) -> F:

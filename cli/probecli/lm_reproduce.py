@@ -5,6 +5,8 @@ from typing import Any
 import click
 
 from probecli.group import ProbeGroup
+from probecli.lm_grok_options import answer as answer_grok
+from probecli.lm_grok_options import cluster, measuring
 from probecli.lm_options import answer, prompted
 from probecli.options import common
 
@@ -50,3 +52,27 @@ def terrain_post(**asked: Any) -> None:  # noqa: ANN401
     --model base=gpt2 --model partly=microsoft/phi-2 --model aligned=Qwen/Qwen2.5-1.5B.
     """
     answer("lmprobe.terrain_post:terrain_post", asked)
+
+
+@reproduce.command("research-log")
+@click.option("--full", is_flag=True, help="The log's own task and sizes: hours on a CPU. Resumes with the same --out.")
+@click.option("--quick", is_flag=True, help="Small tasks and models (the default): minutes on two cores.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    metavar="PART",
+    help="Run only sweep, multitask, adversarial, capacity, batch-size, robustness or trilemma; more than once.",
+)
+@measuring
+@cluster
+def research_log(full: bool, quick: bool, **asked: Any) -> None:  # noqa: ANN401
+    """Every claim of the research log on grokking and removal: measured over seeds, with a verdict and its confounds.
+
+    One row per claim: what the log says, what is measured for it, value and interval over seeds, and whether these
+    members support it, contradict it or decide nothing, by the rules of docs/research-log.md. Members that are trained
+    already (in --out, or the cache) are not trained again, so that a run that was stopped goes on.
+    """
+    if full and quick:
+        raise click.UsageError("--full and --quick exclude each other")
+    answer_grok("lmprobe.grokking.research_log:research_log", {**asked, "full": full})

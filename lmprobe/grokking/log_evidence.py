@@ -6,14 +6,13 @@ end. Fewer than `LEAST_SEEDS` seeds give a value without an interval, so that no
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lmprobe.grokking.batch_size import FIXED, SCALED, arms, taken
 from lmprobe.grokking.conditions import Condition, Mean, mean_over_seeds, paired
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.log_claims import LEAST_SEEDS
 from lmprobe.grokking.members import Member
-from lmprobe.grokking.spec import Spec
 from lmprobe.grokking.trajectory import Point, at_phase
 from lmprobe.grokking.two_operations import overlap_of, value_at
 from probecore.results import Row
@@ -107,9 +106,7 @@ def rank_at_end(none: Condition, one: Condition, points: Sequence[Point], after:
     last = {p.member.spec.key: p for p in points}  # points of a member are in order of steps
     pairs = [
         (a, b)
-        for a, b in paired(
-            none, one, lambda m: value_at(last if m in none.members else at, m, "rank99", m.spec.ops[0])
-        )
+        for a, b in paired(none, one, lambda m: value_at(last if m in none.members else at, m, "rank99", m.spec.ops[0]))
     ]
     accuracy = [held_out(m.last) for m in none.members]
     detail = f"held-out accuracy without decay {min(accuracy):.2f} to {max(accuracy):.2f}, {len(none.grokked)} grokked"
@@ -149,9 +146,7 @@ def selective_share(condition: Condition, points: Sequence[Point], after: int) -
     found = condition.points(at_phase(points, after))
     killed = [all(p.records[op].get("selective_kill") is not None for op in condition.spec.ops) for p in found]
     if len(killed) < LEAST_SEEDS:
-        return Evidence(
-            reason=f"{len(killed)} members grokked; a verdict needs {LEAST_SEEDS}", n_items=len(killed)
-        )
+        return Evidence(reason=f"{len(killed)} members grokked; a verdict needs {LEAST_SEEDS}", n_items=len(killed))
     low, high = wilson_interval(sum(killed), len(killed))
     return Evidence(sum(killed) / len(killed), low, high, p_note="a share: no test", unit="share",
                     n_items=len(killed), n_clusters=len(killed))  # fmt: skip
@@ -185,12 +180,12 @@ def batch_evidence(found: Sequence[Condition], *, scaled: bool) -> Evidence:
 
 
 def row_evidence(row: Row, n_items: int) -> Evidence:
-    """Return the evidence of a finished row."""
+    """Return the evidence of a finished row; a bootstrap interval is widened to hold its estimate."""
+    value, low, high = row["value"], row["ci_low"], row["ci_high"]
+    if None not in (value, low, high):
+        low, high = min(low, value), max(high, value)
     return Evidence(
-        row["value"], row["ci_low"], row["ci_high"], p_value=row.get("p_value"), p_note=row.get("p_note", ""),
+        value, low, high, p_value=row.get("p_value"), p_note=row.get("p_note", ""),
         reason=row.get("value_note") or row.get("ci_note") or "", unit="rho", n_items=n_items,
         n_clusters=row.get("n_seeds"),
     )  # fmt: skip
-
-
-Measure = Callable[[Spec], Evidence]

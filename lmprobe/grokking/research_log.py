@@ -1,0 +1,225 @@
+"""`lmprobe reproduce research-log`: every claim of the research log as a row with estimate, interval and verdict.
+
+Conventions. `log_claims` lists the claims and their rules, `log_evidence` reads the members, the core judges. A part is
+one experiment; its members lie in one folder and are shared between parts, so that a run that was stopped goes on and
+parts can be run one at a time. What was not run, or did not grok, leaves its claims undecided with the reason.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lmprobe.grokking import log_evidence as read
+from lmprobe.grokking import plans
+from lmprobe.grokking.batch_size import batch_size
+from lmprobe.grokking.conditions import Condition, conditions
+from lmprobe.grokking.log_claims import (
+    ADVERSARIAL,
+    BATCH,
+    CAPACITY,
+    CLAIMS,
+    CONFOUNDS,
+    LOGS_SIZE,
+    MULTITASK,
+    PARTS,
+    ROBUSTNESS,
+    SWEEP,
+    TRILEMMA,
+)
+from lmprobe.grokking.measures import K_MAX
+from lmprobe.grokking.members import Member
+from lmprobe.grokking.robustness import N_POPULATION, robustness
+from lmprobe.grokking.setting import N_SEEDS, Setting
+from lmprobe.grokking.spec import Spec
+from lmprobe.grokking.sweep import made_by, sweep
+from lmprobe.grokking.trajectory import AFTER, Point, measured, member_row
+from lmprobe.grokking.trilemma import trilemma
+from lmprobe.grokking.two_operations import capacity, multitask, removal_resistant
+from probecore.claims import COLUMNS, Part, claim_figures, claim_rows, claim_tables, refusals, rules_note
+from probecore.errors import DesignError, InputError
+from probecore.results import Result, Row
+from probecore.verdicts import Evidence
+
+Found = tuple[tuple[Condition, ...], tuple[Point, ...]]
+NOT_ITS_SIZE = "a number of the log's own task and size; run with --full"
+TABLES_LEFT_OUT = ("trajectory", "curves", "learning", "phases", "own_curves", "members")
+
+
+def research_log(
+    *,
+    full: bool = False,
+    parts: Sequence[str] | None = None,
+    n_seeds: int = N_SEEDS,
+    k_max: int = K_MAX,
+    after: int = AFTER,
+    seed: int = 0,
+    out: Path | None = None,
+    jobs: int = 0,
+    cluster: str | None = None,
+    device: str = "auto",
+    quiet: bool = True,
+    command: str = "",
+) -> Result:
+    """Test every claim of the research log.
+
+    full : the log's task and sizes (hours), else small ones (minutes). parts : the experiments to run (None: all); the
+    claims of others are not decided. n_seeds : members of each condition; robustness takes twice as many.
+    out : folder of the members (None: the cache); the same call goes on where it was stopped.
+
+    Returns a `Result` of kind "claims". Raises `InputError` for an unknown part.
+    """
+    chosen = PARTS if parts is None or not list(parts) else tuple(parts)
+    unknown = sorted(set(chosen) - set(PARTS))
+    if unknown:
+        raise InputError(f"parts must be among {', '.join(PARTS)}; got {', '.join(unknown)}")
+    setting = Setting(not full, n_seeds, seed, out, jobs, cluster, device, quiet, command)
+    measured_parts = {name: _part(name, setting, k_max, after, chosen) for name in PARTS}
+    rows = [{**row, "confounds": CONFOUNDS[row["claim"]]} for row in claim_rows(CLAIMS, measured_parts)]
+    decided = sum(row["verdict"] != "not decided" for row in rows)
+    tables = {
+        name: found
+        for name, found in claim_tables(measured_parts).items()
+        if not any(name.endswith(f"-{left}") for left in TABLES_LEFT_OUT if left != "own_curves" and left != "phases")
+    }
+    figures = tuple(f for f in claim_figures(measured_parts) if f.table in tables)
+    return Result(
+        kind="claims",
+        title=f"Claims of the research log: {'its own sizes' if full else 'small tasks and models'}, {n_seeds} seeds",
+        rows=tuple(rows),
+        columns=COLUMNS,
+        notes=(
+            *([] if full else ["--quick: small tasks and models. A verdict is about these, not about the log's; its "
+                               "printed numbers are not tested here"]),
+            f"{decided} of {len(rows)} claims are decided, with {n_seeds} seeds of each condition",
+            f"members are compared at the first clean step at least {after} steps after their own grok step",
+            *refusals(measured_parts),
+            rules_note(len(CLAIMS)),
+            *(f"could also make '{row['claim']}' come out so: {row['confounds']}" for row in rows),
+        ),
+        provenance=made_by(setting, full=full, parts=list(chosen), k_max=k_max, after=after),
+        tables={"all_members": tuple(_all_members(setting)), **tables},
+        figures=figures,
+    )  # fmt: skip
+
+
+def _part(name: str, setting: Setting, k_max: int, after: int, chosen: Sequence[str]) -> Part:
+    if name not in chosen:
+        return Part(reason="not among the parts asked for")
+    told = {"n_seeds": setting.n_seeds, "seed": setting.seed, "out": setting.folder, "jobs": setting.jobs,
+            "cluster": setting.cluster, "device": setting.device, "quiet": setting.quiet, "quick": setting.quick,
+            "command": setting.command}  # fmt: skip
+    if name != BATCH:
+        told |= {"k_max": k_max, "after": after}
+    experiment: Callable[..., Result] = {
+        SWEEP: sweep, MULTITASK: multitask, ADVERSARIAL: removal_resistant, CAPACITY: capacity, BATCH: batch_size,
+        ROBUSTNESS: robustness, TRILEMMA: trilemma,
+    }[name]  # fmt: skip
+    if name == ROBUSTNESS:
+        told["n_seeds"] = max(N_POPULATION, 2 * setting.n_seeds) if setting.n_seeds >= N_SEEDS else setting.n_seeds
+    try:
+        result = experiment(**told)
+        return Part(result, EVIDENCE[name](setting, result, k_max, after))
+    except DesignError as error:
+        return Part(reason=str(error))
+
+
+def _found(setting: Setting, specs: Sequence[Spec], k_max: int) -> Found:
+    """Return conditions and points of members that an experiment has trained and measured just before."""
+    members: tuple[Member, ...] = setting.trained(specs)
+    return conditions(members), measured(members, k_max=k_max, jobs=setting.processes, quiet=True)
+
+
+def _logs_own(setting: Setting, found: Mapping[str, Evidence]) -> dict[str, Evidence]:
+    """Replace what is said of the log's numbers where the sizes are not the log's."""
+    return {k: Evidence(reason=NOT_ITS_SIZE) if setting.quick and k in LOGS_SIZE else e for k, e in found.items()}
+
+
+def _sweep(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
+    found, points = _found(setting, plans.sweep(setting.quick, setting.seeds), k_max)
+    base = plans.base(setting.quick)
+    size = {"layers": base.layers, "width": base.width, "fraction": base.fraction}
+    none, weak, one = (read.find(found, weight_decay=w, **size) for w in (0.0, 0.1, plans.HEAD))
+    data = {"layers": base.layers, "width": base.width, "weight_decay": plans.HEAD}
+    small = read.find(found, layers=1, width=64, weight_decay=plans.HEAD, fraction=base.fraction)
+    large = read.find(found, layers=2, width=64 if setting.quick else 128, weight_decay=plans.HEAD,
+                      fraction=base.fraction)  # fmt: skip
+    op = base.ops
+    return _logs_own(setting, {
+        "sooner": read.grok_ratio(none, one), "32x": read.grok_ratio(none, one),
+        "data": read.grok_ratio(read.find(found, fraction=0.9, **data), read.find(found, fraction=0.7, **data)),
+        "small-sooner": read.grok_ratio(large, small),
+        "diffuse": read.rank_at_end(none, one, points, after),
+        "sweet-spot": read.compared(weak, one, points, "k95", op, after),
+        "rank-decay": read.compared(weak, one, points, "rank99", op, after),
+        "rank99-27": read.of_condition(one, points, "rank99", op[0], after),
+        "k95-11": read.of_condition(one, points, "k95", op[0], after),
+        "survives-30": read.of_condition(weak, points, "k95", op[0], after),
+    })  # fmt: skip
+
+
+def _multitask(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
+    found, points = _found(setting, plans.multitask(setting.quick, setting.seeds), k_max)
+    both, alone = read.find(found, ops=plans.BOTH), read.find(found, ops=("add",))
+    return _logs_own(setting, {
+        "company": read.compared(alone, both, points, "k95", ("add",), after),
+        "k95-2": read.of_condition(both, points, "k95", "add", after),
+        "orthogonal": read.overlap_evidence(both, points, 10, after, beyond=True),
+        "overlap-10": read.overlap_evidence(both, points, 10, after, beyond=False),
+        "overlap-30": read.overlap_evidence(both, points, 30, after, beyond=False),
+        "collateral": read.over_operations(both, points, "collateral10", after),
+        "selective": read.selective_share(both, points, after),
+    })  # fmt: skip
+
+
+def _adversarial(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
+    found, points = _found(setting, plans.adversarial(setting.quick, setting.seeds), k_max)
+    plain, against = read.find(found, adversarial=0.0), read.find(found, adversarial=0.1)
+    rank = read.compared(against, plain, points, "rank95", plans.BOTH, after, ratio=True)
+    return {
+        "spreads": rank, "twice": rank,
+        "resists": read.compared(against, plain, points, "k95", plans.BOTH, after),
+        "entangles": read.overlap_difference(against, plain, points, 10, after),
+    }  # fmt: skip
+
+
+def _capacity(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
+    found, points = _found(setting, plans.capacity(setting.quick, setting.seeds), k_max)
+    base = plans.base_of_two(setting.quick)
+    one, two = (read.find(found, layers=n, width=base.width, init=base.init) for n in (1, 2))
+    small = [c for c in found if c.spec.width == 32]
+    return {
+        "capacity": read.overlap_difference(one, two, points, 10, after),
+        "too-small": read.best_accuracy(small),
+    }
+
+
+def _batch(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
+    found = conditions(setting.trained(plans.batch_sizes(setting.quick, setting.seeds)))
+    return {
+        "small-batch": read.batch_evidence(found, scaled=False),
+        "not-decay": read.batch_evidence(found, scaled=True),
+    }
+
+
+def _robustness(setting: Setting, result: Result, k_max: int, after: int) -> dict[str, Evidence]:
+    row = next(r for r in result.rows if r["condition"] == "within weight decay" and "k@95" in r["metric"])
+    return {"geometry": read.row_evidence(row, row["n_members"])}
+
+
+def _trilemma(setting: Setting, result: Result, k_max: int, after: int) -> dict[str, Evidence]:
+    row = next(r for r in result.rows if r["metric"] == "Spearman of separability and robustness")
+    return {"trilemma": read.row_evidence(row, row["n_members"])}
+
+
+EVIDENCE: Mapping[str, Callable[[Setting, Result, int, int], dict[str, Evidence]]] = {
+    SWEEP: _sweep, MULTITASK: _multitask, ADVERSARIAL: _adversarial, CAPACITY: _capacity, BATCH: _batch,
+    ROBUSTNESS: _robustness, TRILEMMA: _trilemma,
+}  # fmt: skip
+
+
+def _all_members(setting: Setting) -> list[Row]:
+    every = {
+        spec.key: spec
+        for plan in (plans.sweep, plans.multitask, plans.adversarial, plans.capacity, plans.batch_sizes)
+        for spec in plan(setting.quick, setting.seeds)
+    }
+    return [member_row(member) for member in setting.trained(list(every.values()))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ def open_model(
     trust_remote_code: bool = False,
     blocks: str | None = None,
     final_norm: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    load_options: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Open any Hugging Face causal language model, or encoder of the BERT family, with its tokenizer and certify it.
 
@@ -47,6 +49,9 @@ def open_model(
         the dtype of the checkpoint. attention : attention implementation (eager, sdpa, ...), None for the default.
     quiet : no progress bars and no warnings of transformers on standard error.
     trust_remote_code : run code that comes with the checkpoint. blocks, final_norm : see `wrap_model`.
+    device_map : spread the weights over devices ("auto", or module -> device; needs accelerate); then `device` is not
+        used. Weights that are offloaded out of memory are refused. load_options : further arguments of
+        `from_pretrained`, such as quantization_config. Quantised checkpoints open as they are.
     Raises `InputError` when there is no such folder or model, no network, no tokenizer, or no causal language model;
     `CertificateError` when the model cannot be certified.
     """
@@ -69,10 +74,15 @@ def open_model(
         tokenizer = _load("the tokenizer", name, folder, _tokenizer, source, options)
         more = {} if attention is None else {"attn_implementation": attention}
         load = load_encoder if is_encoder_config(config) else _weights
-        model = _load("the weights", name, folder, load, source, {**options, "dtype": _dtype(dtype), **more})
+        more |= dict(load_options or {})
+        if device_map is None and (getattr(config, "quantization_config", None) or "quantization_config" in more):
+            device_map = {"": str(target)}  # a quantised model stays where it was loaded
+        placed = {} if device_map is None else {"device_map": device_map}
+        every = {**options, "dtype": _dtype(dtype), **more, **placed}
+        model = _load("the weights", name, folder, load, source, every)
         return wrap_model(
-            model.to(target), tokenizer, name=_shown(name, folder), revision=revision, blocks=blocks,
-            final_norm=final_norm,
+            model if placed else model.to(target), tokenizer, name=_shown(name, folder), revision=revision,
+            blocks=blocks, final_norm=final_norm,
         )  # fmt: skip
 
 
@@ -155,6 +165,8 @@ def _explain(what: str, shown: str, folder: Path | None, error: Exception) -> st
             f"{what} of {shown} must be in the cache or on the network; neither answers: unset HF_HUB_OFFLINE, "
             "download it once, or give a folder"
         )
+    if "accelerate" in text.lower() and ("requires" in text or "install" in text):
+        return f"spreading {shown} over devices, or opening it quantised, needs accelerate: pip install accelerate"
     if what == "the tokenizer":
         return f"{shown} must come with a tokenizer; it could not be loaded ({text[:160]}): save one beside the weights"
     return f"{what} of {shown} could not be loaded: {type(error).__name__}: {text[:240]}"

@@ -145,19 +145,27 @@ def _category_of(source: str) -> tuple[str | None, str]:
 
 
 def _load(name: str, columns: Mapping[str, str]) -> Prompts:
-    if name == "default":
-        text = files("lmprobe").joinpath("data/prompts.csv").read_text(encoding="utf-8")
-        return _prompts(list(csv.DictReader(text.splitlines())), name, columns)
     if name == "marked":
         from lmprobe.organisms.marked import marked_prompts
 
         return marked_prompts()
+    return _prompts(*read_records(name), columns)
+
+
+def read_records(name: str) -> tuple[list[dict[str, Any]], str]:
+    """Return the records of a source as they stand there, and the name it is shown by.
+
+    name : "default", a .csv, .tsv, .jsonl or .json file, or a `datasets` data set. Raises `InputError` for any other.
+    """
+    if name == "default":
+        text = files("lmprobe").joinpath("data/prompts.csv").read_text(encoding="utf-8")
+        return list(csv.DictReader(text.splitlines())), name
     path = Path(name)
     if path.is_file():
-        return _prompts(_read(path), path.name, columns)
+        return _read(path), path.name
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json"):
         raise InputError(f"no prompt file {name!r}: give a file that exists, or 'default' for the packaged prompts")
-    return _prompts(_dataset(name), path.name if path.is_dir() else name, columns)
+    return _dataset(name), path.name if path.is_dir() else name
 
 
 def main_categories(prompts: Prompts) -> tuple[str, str]:

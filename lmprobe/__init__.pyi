@@ -6,6 +6,7 @@ from .models import LanguageModel, wrap_model
 from .potential import potential
 from .prompts import Prompts, load_prompts
 from .readout import read_out
+from .refusal import refusal
 from .score import Scores, prompt_log_prob, score
 from .terrain import terrain
 
@@ -28,6 +29,7 @@ __all__ = [
     "potential",
     "prompt_log_prob",
     "read_out",
+    "refusal",
     "score",
     "terrain",
     "wrap_model",

@@ -47,7 +47,7 @@ class RemoveEach:
 
     def sites(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the sites of directional ablation."""
-        return ProjectOut(self.directions[0]).sites(lm)
+        return ProjectOut(torch.ones(self.directions.shape[1])).sites(lm)  # any direction: a row's own may be zero
 
     def change(self, hidden: Tensor, moment: Moment) -> Tensor:
         """Return the states of each row without its direction."""

@@ -201,20 +201,23 @@ def _may_choose(end: InstructionEnd) -> Flags:
     return np.array([end.length == 0 or position != end.instruction for position in end.positions])
 
 
-def odds_on_test(study: Study, vectors: Floats, tokens: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
-    """Return the refusal score of all test prompts, (N, prompts), untouched and with each vector (N, d) removed.
+def odds_on_test(
+    study: Study, vectors: Floats, tokens: Sequence[Sequence[int]], chosen: Flags | None = None
+) -> tuple[Floats, Floats]:
+    """Return the refusal score of test prompts, (N, prompts), untouched and with each vector (N, d) removed.
 
-    tokens : refusal tokens of each vector.
+    tokens : refusal tokens of each vector. chosen : which test prompts are run, None for all.
     """
     test = study.splits["test"]
-    after = np.full((len(vectors), len(test.rows)), np.nan)
+    kept = np.arange(len(test.rows)) if chosen is None else np.flatnonzero(chosen)
+    after = np.full((len(vectors), len(kept)), np.nan)
 
     def keep(n: int, prompts: Ints, log_p: Tensor) -> None:
         after[n, prompts] = refusal_log_odds(log_p, tokens[n])
 
-    removed_runs(study.lm, test.rows, vectors, keep, batch_tokens=study.batch_tokens)
+    removed_runs(study.lm, [test.rows[i] for i in kept], vectors, keep, batch_tokens=study.batch_tokens)
     known: dict[tuple[int, ...], Floats] = {}
     for ids in map(tuple, tokens):
         if ids not in known:
-            known[ids] = refusal_log_odds(test.log_p, ids)
+            known[ids] = refusal_log_odds(test.log_p[kept], ids)
     return np.stack([known[tuple(ids)] for ids in tokens]), after

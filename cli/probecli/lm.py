@@ -9,6 +9,7 @@ from probecli.lm_grok import grok
 from probecli.lm_lens import lens
 from probecli.lm_options import command_line
 from probecli.lm_potential import potential
+from probecli.lm_refusal import refusal
 from probecli.lm_reproduce import reproduce
 from probecli.lm_terrain import terrain
 from probecli.namesake import refuse_namesake
@@ -21,7 +22,7 @@ def main() -> None:
     refuse_namesake()
 
 
-for command in (terrain, potential, lens, reproduce, grok):
+for command in (terrain, potential, lens, refusal, reproduce, grok):
     main.add_command(command)
 
 

@@ -1,6 +1,8 @@
 from .capture import capture
 from .generate import Generation, generate
 from .interventions import Add, ProjectOut, Read, Replace, Skip, active_interventions, intervened
+from .leak_audit import LeakAudit, leak_audit
+from .lens import lens
 from .loading import open_model
 from .models import LanguageModel, wrap_model
 from .potential import potential
@@ -9,23 +11,32 @@ from .readout import read_out
 from .refusal import refusal
 from .score import Scores, prompt_log_prob, score
 from .terrain import terrain
+from .weight_edits import EditReport, orthogonalize
+from .writers import Writers, find_writers
 
 __all__ = [
     "Add",
+    "EditReport",
     "Generation",
     "LanguageModel",
+    "LeakAudit",
     "ProjectOut",
     "Prompts",
     "Read",
     "Replace",
     "Scores",
     "Skip",
+    "Writers",
     "active_interventions",
     "capture",
+    "find_writers",
     "generate",
     "intervened",
+    "leak_audit",
+    "lens",
     "load_prompts",
     "open_model",
+    "orthogonalize",
     "potential",
     "prompt_log_prob",
     "read_out",

@@ -273,12 +273,12 @@ def _between(seen: Sequence[_Block]) -> str | None:
     return None
 
 
-def probe_forward(model: nn.Module, *, cached: bool = False) -> None:
-    """Run a short probe of two texts through a model, for those who watch."""
+def probe_forward(model: nn.Module, *, cached: bool = False) -> Any:  # noqa: ANN401
+    """Run a short probe of two texts through a model, for those who watch; return what the model returns."""
     row = probe_rows(model)[-1]
     ids = torch.tensor([row, row[::-1]])
     with torch.no_grad():
-        model(**forward_arguments(model, ids, torch.ones_like(ids), use_cache=cached))
+        return model(**forward_arguments(model, ids, torch.ones_like(ids), use_cache=cached))
 
 
 @contextmanager

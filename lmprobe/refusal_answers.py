@@ -8,7 +8,7 @@ by itself.
 
 Intervals are Wilson's where every prompt is its own cluster of near-duplicates, else logit intervals over resampled
 clusters. p compares an arm with the untouched one on the same prompts: McNemar's exact test, or signs of whole clusters
-flipped, adjusted over all arms and lengths (Holm).
+flipped, adjusted over arms and lengths (Holm). A control has no interval and no p, but the range over its directions.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ Ints = NDArray[np.int64]
 UNTOUCHED, REMOVED, ADDED = "untouched", "removed", "added"
 RANDOM_REMOVED, RANDOM_ADDED = f"{REMOVED}: random", f"{ADDED}: random"
 NOT_COMPARED = "what the others are compared with"
+IS_CONTROL = "a control: its range is over its directions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ def _control(found: Judged, same: Sequence[Judged]) -> Floats:
 
 
 def _row(each: Judged, plain: Judged, effect: Row, clusters: Ints, calibration: Calibration | None, seed: int) -> Row:
-    refused, untouched = each.refused, each is plain
+    refused = each.refused
     single = len(np.unique(clusters)) == len(clusters)
     binary = bool(np.isin(refused, (0.0, 1.0)).all())
     row: Row = {
@@ -161,8 +162,12 @@ def _row(each: Judged, plain: Judged, effect: Row, clusters: Ints, calibration: 
         both = plain.refused.astype(bool), refused.astype(bool)
         row["p_value"] = mcnemar_exact(int((both[0] & ~both[1]).sum()), int((~both[0] & both[1]).sum()))
         row["p_note"] = ""
-    if untouched:
+    if each is plain:
         row |= {"p_value": None, "p_note": NOT_COMPARED, "change": None, "change_low": None, "change_high": None}
+    if each.arm.condition not in (UNTOUCHED, REMOVED, ADDED):
+        rates = [np.mean([verdict == "refusal" for verdict in verdicts]) for verdicts in each.verdicts]
+        row |= {"null_low": float(min(rates)), "null_high": float(max(rates)), "p_value": None, "p_note": IS_CONTROL}
+        row = {key: value for key, value in row.items() if key not in ("ci_low", "ci_high", "p_control")}
     if calibration is not None:
         # near-duplicates are no independent answers: the clusters count
         n = effect["n_clusters"]

@@ -205,7 +205,8 @@ def _answers(found: Measured, options: Options) -> list[Row]:
 
 def _levels(found: Measured) -> list[Row]:
     """Return the rows of the layer figure, with the untouched score as a level."""
-    rows = [dict(row) for row in found.layers]
+    words = "95 % interval over prompts; of a control the range over its draws"
+    rows: list[Row] = [{**row, "ci_words": words} for row in found.layers]
     if rows:
         rows.append(
             {"layer": None, "series": UNTOUCHED, "value": rows[0]["untouched"], "ci_low": None, "ci_high": None}
@@ -222,6 +223,7 @@ def _null_rows(found: Measured, options: Options) -> list[Row]:
             "search": "the given labels" if observed else row["condition"].removeprefix(f"{REMOVED}: "),
             "value": row["value"], "ci_low": row["ci_low"] if observed else row["null_low"],
             "ci_high": row["ci_high"] if observed else row["null_high"], "p_value": row["p_value"],
+            "ci_words": "95 % interval over prompts; of a null 95 % of its replicates",
         })  # fmt: skip
     return rows
 
@@ -229,10 +231,12 @@ def _null_rows(found: Measured, options: Options) -> list[Row]:
 def _bars(found: Measured, options: Options) -> list[Row]:
     rates = [row for row in found.answers if row["measure"] == "refusal rate"]
     rates = [row for row in rates if row["detector"] == options.detectors[0].name]
-    keys = ("value", "ci_low", "ci_high", "n_prompts", "p_adjusted")
+    keys = ("value", "n_prompts", "p_adjusted")
     return [
         {"condition": row["condition"], "kind": row["kind"], "length": f"{row['tokens']} tokens"}
         | {key: row[key] for key in keys}
+        | {"ci_low": row.get("ci_low", row.get("null_low")), "ci_high": row.get("ci_high", row.get("null_high"))}
+        | {"ci_words": "95 % interval over prompts; of a control the range over its directions"}
         for row in rates
     ]  # fmt: skip
 
@@ -345,10 +349,10 @@ def _null_note(found: Measured, options: Options) -> str:
     where = "inside pairs" if found.material.paired else "between clusters of near-duplicates"
     return (
         f"p of the direction is that of permuted labels: {options.n_permutations} exchanges {where}, each with its own "
-        "refusal tokens, directions and choice. It says that the labels matter. The other two ask whether another "
-        "direction would do as well: random ones are easy to beat; those matched in covariance are what the states "
-        "vary along anyway, which in a model that refuses more and less strongly includes its refusal direction: a "
-        "large p there is no evidence against the direction"
+        "refusal tokens, directions and choice. It says that the labels matter, not that no other direction would do: "
+        "for that read the rows 'removed: ...'. Random directions are easy to beat; those matched in covariance, and "
+        "differences of permuted labels, are what the states vary along anyway, which in a model that refuses some "
+        "prompts includes its refusal direction: a large p there is no evidence against the direction"
     )
 
 
@@ -385,7 +389,7 @@ def _figures(found: Measured, options: Options) -> tuple[Figure, ...]:
     return (
         Figure(
             "refusal_by_layer", "layer_profile", "layers_figure",
-            f"Refusal score of {given.harmful} prompts without the direction of each block's input",
+            f"Refusal score of {given.harmful} prompts without the direction read at a block",
             "Mean log-odds of a refusal as the first token, test prompts, direction read at position "
             f"{found.found.position} and removed everywhere. Band of the difference in means: .95 interval over "
             "prompts; of a control: range of its draws. No choice was made here. Dotted: nothing removed.",
@@ -400,8 +404,8 @@ def _figures(found: Measured, options: Options) -> tuple[Figure, ...]:
         ),
         Figure(
             "refusal_rates", "bars_with_intervals", "rates", "Refusal rate by condition and length of the answer",
-            f"Share of test prompts whose answer the detector {options.detectors[0].name!r} calls a refusal; whiskers "
-            "are .95 intervals over prompts. Controls are means over their directions.",
+            f"Share of test prompts whose answer the detector {options.detectors[0].name!r} calls a refusal. A "
+            "control is the mean over its directions.",
             {"label": "condition", "series": "length", "facet": "kind", "value_title": "Refusal rate"},
         ),
     )  # fmt: skip

@@ -188,7 +188,10 @@ def is_dark(value: float, ends: Sequence[float], middle: float | None) -> bool:
 
 
 def interval_words(rows: Sequence[Row], mark: str = "band") -> str:
-    """Say what the band or whisker is."""
+    """Say what the band or whisker is: the words of the records (`ci_words`), or an interval of their level."""
+    words = next((row["ci_words"] for row in rows if row.get("ci_words")), None)
+    if words:
+        return f"{mark}: {words}"
     level = next((row["ci_level"] for row in rows if row.get("ci_level")), 0.95)
     return f"{mark}: {100 * level:g} % interval"
 

@@ -30,7 +30,7 @@ def single_tokens(lm: LanguageModel, texts: Sequence[str], what: str) -> list[in
 
 
 def token_labels(lm: LanguageModel, ids: Sequence[int], longest: int = LONGEST) -> list[str]:
-    """Return what each token id writes, with spaces and line breaks made visible and long tokens cut.
+    """Return what each token id writes, long tokens cut; spaces, breaks and what cannot be printed are made visible.
 
     An id that writes nothing by itself (a byte of a character, an id beyond the tokenizer) is shown as its piece, else
     as "#" and its number.
@@ -44,6 +44,7 @@ def token_labels(lm: LanguageModel, ids: Sequence[int], longest: int = LONGEST) 
         if not text or "\N{REPLACEMENT CHARACTER}" in text:
             piece = lm.tokenizer.convert_ids_to_tokens(int(i))
             text = str(piece) if piece else f"#{int(i)}"
-        shown = text.replace(" ", SPACE).replace("\n", BREAK).replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
+        marked = text.replace(" ", SPACE).replace("\n", BREAK).replace("\t", "\N{RIGHTWARDS ARROW TO BAR}")
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in marked)
         labels.append(shown if len(shown) <= longest else shown[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}")
     return labels

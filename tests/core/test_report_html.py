@@ -205,6 +205,14 @@ def test_a_figure_of_no_records_is_an_empty_chart_not_an_error(figure: Figure) -
     assert "<svg" in vl_convert.vegalite_to_svg(draw(figure, empty).to_json())
 
 
+def test_text_with_control_characters_is_drawn(tmp_path: Path) -> None:
+    """Tokens of language models write them, and XML has none: the drawing library would end the process."""
+    cells = tuple({"x": 0, "y": text, "v": 0.5} for text in ("a", "\x1b[31m", "\x00", "\uffff", "\U0001f600"))
+    Result("k", cells, figures=(Figure("f", "heatmap", options={"x": "x", "y": "y", "value": "v"}),)).save(tmp_path)
+    svg = (tmp_path / "figures" / "f.svg").read_text(encoding="utf-8")
+    assert all(text in svg for text in ("\\x1b[31m", "\\x00", "\\uffff", "\U0001f600"))
+
+
 def test_more_series_than_colours_is_still_drawn() -> None:
     rows = [{"layer": i, "features": f"f{j}", "accuracy": 0.5} for j in range(12) for i in range(2)]
     assert draw(Figure("f", "layer_profile", options={"series": "features"}), Result("k", tuple(rows))).to_dict()

@@ -237,10 +237,12 @@ def test_the_command_prints_one_json_object(tmp_path):
     assert "bit for bit" in " ".join(shown.stdout.split())
 
 
-def test_labels_show_what_a_token_writes():
+def test_labels_show_what_a_token_writes(monkeypatch):
     lm = opened("llama")
     assert token_labels(lm, [8, 1]) == ["w1", "<s>"]
     assert token_labels(lm, [8], longest=1) == ["\N{HORIZONTAL ELLIPSIS}"]
+    monkeypatch.setattr(lm.tokenizer, "decode", lambda ids: "\x1b[31m\x00 \n")
+    assert token_labels(lm, [8]) == ["\\x1b[31m\\x00\N{OPEN BOX}\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"]
     with pytest.raises(InputError, match="must differ"):
         single_tokens(lm, ["w1", "w1"], "a target")
     with pytest.raises(InputError, match="'word' is <unk>"):

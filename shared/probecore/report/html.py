@@ -22,6 +22,7 @@ from probecore.store import write_bytes
 
 FORMAT = 1
 PNG_SCALE = 2.0
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 "Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif; color: #222; background: #fff;
@@ -178,10 +179,19 @@ def _table(table: Table) -> str:
 def _draw(figure: Figure, result: Result) -> tuple[str, bytes]:
     import vl_convert
 
-    spec = draw(figure, result).to_json()
+    spec = _drawable(draw(figure, result).to_dict())
     svg = _own_ids(vl_convert.vegalite_to_svg(spec), figure.name)
     png: bytes = vl_convert.vegalite_to_png(spec, scale=PNG_SCALE)
     return svg, png
+
+
+def _drawable(spec: Any) -> Any:  # noqa: ANN401
+    r"""Return the specification with characters that XML does not have written as \x1b: one would end the process."""
+    if isinstance(spec, dict):
+        return {name: _drawable(value) for name, value in spec.items()}
+    if isinstance(spec, list):
+        return [_drawable(value) for value in spec]
+    return _NOT_XML.sub(lambda met: repr(met[0])[1:-1], spec) if isinstance(spec, str) else spec
 
 
 def _own_ids(svg: str, name: str) -> str:

@@ -45,8 +45,14 @@ def bare_encoder(model: Any) -> Any:  # noqa: ANN401
 def load_encoder(source: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
     """Return the bare encoder of a checkpoint; raises `InputError` where weights but the pooler's are missing."""
     from transformers import AutoModel
+    from transformers.utils import logging
 
-    model, report = AutoModel.from_pretrained(source, output_loading_info=True, **options)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of a random pooler, which is taken away
+    try:
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, **options)
+    finally:
+        logging.set_verbosity(level)
     absent = {*report.get("missing_keys", ()), *(str(key) for key in report.get("mismatched_keys", ()))}
     absent = {key for key in absent if not key.startswith("pooler.")}
     if absent:

@@ -18,6 +18,12 @@ PROMPTS_HELP = (
     "and MT-Bench are read as they are. CATEGORY=SOURCE makes one category of a whole file; give it more than once."
 )
 
+TABLE_HELP = (
+    "default (packaged), a CSV, TSV, JSONL or JSON file, or the name or folder of a data set (NAME or NAME:SPLIT), "
+    "with a column text (or prompt, instruction, goal, messages); every other column can be a label. CATEGORY=SOURCE "
+    "makes one category of a whole file; give it more than once."
+)
+
 _MEASURING = (
     click.option("--prompts", multiple=True, metavar="SOURCE", help=PROMPTS_HELP),
     click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, the cluster of tests."),
@@ -64,6 +70,49 @@ def prompted(command: F) -> F:
     for option in reversed(_MEASURING):
         command = option(command)
     return command
+
+
+_TABLE = (
+    click.option("--model", "models", multiple=True, metavar="NAME_OR_FOLDER", help=MODEL_HELP),
+    click.option("--prompts", multiple=True, metavar="SOURCE", help=TABLE_HELP),
+    click.option("--text", metavar="COLUMN", help="Column that holds the text of a prompt, where it has another name."),
+    click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt: what is new at test."),
+    click.option("--revision", help="Revision of hub models (branch, tag or commit)."),
+    click.option("--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64 (default: the checkpoint's)."),
+    click.option(
+        "--device-map", metavar="MAP", help="Spread the weights over devices, as accelerate does: auto, balanced, ..."
+    ),
+    click.option(
+        "--template",
+        type=click.Choice(["auto", "chat", "raw"]),
+        default="auto",
+        show_default=True,
+        help="How prompts are put to the model: auto takes the chat template where there is one.",
+    ),
+)
+
+
+def prompts_of_table(command: F) -> F:
+    """Add --model --prompts --text --family --revision --dtype --device-map --template, for `answer_table`."""
+    for option in reversed(_TABLE):
+        command = option(command)
+    return command
+
+
+def answer_table(analysis: str, asked: dict[str, Any], *, hand_on_out: bool = False) -> None:
+    """Run an analysis on prompts with all their columns; see `answer`.
+
+    hand_on_out : the analysis writes into the folder of --out itself, beside the report.
+    """
+    from lmprobe.prompt_table import read_table
+
+    out, as_json, sources, text, family = (asked.pop(n) for n in ("out", "as_json", "prompts", "text", "family"))
+    table = read_table(sources, text=text, family=family)
+    asked["models"] = asked["models"] or None
+    if hand_on_out:
+        asked["out"] = out
+    result = analysis_of(analysis)(**asked, prompts=table, command=command_line())
+    show(result, out=out, as_json=as_json, quiet=asked["quiet"])
 
 
 def answer(analysis: str, asked: dict[str, Any]) -> None:

@@ -78,18 +78,26 @@ def well_formed(prompt: Prompt, words: Sequence[str]) -> bool:
 
 def answers(organism: Trained, prompts: Sequence[Prompt]) -> list[list[str]]:
     """Return the greedy answer to each prompt as words, END included where it was reached."""
+    return greedy_words(organism, [prompt_words(prompt) for prompt in prompts], ANSWER_TOKENS)
+
+
+def greedy_words(organism: Any, texts: Sequence[Sequence[str]], most: int) -> list[list[str]]:  # noqa: ANN401
+    """Return the greedy answer, of at most `most` words, to each text of words; END included where it was reached.
+
+    organism : what has the attributes `model` and `tokenizer`.
+    """
     import torch
 
     inverse = {i: word for word, i in organism.tokenizer.get_vocab().items()}
     end = organism.tokenizer.eos_token_id
-    found: list[list[str]] = [[] for _ in prompts]
-    for index, ids in _batches(organism, prompts):
+    found: list[list[str]] = [[] for _ in texts]
+    for index, ids in _batches(organism, texts):
         with torch.no_grad():
             out = organism.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
-                max_new_tokens=ANSWER_TOKENS,
+                max_new_tokens=most,
                 pad_token_id=organism.tokenizer.pad_token_id,
                 eos_token_id=end,
             )
@@ -103,7 +111,7 @@ def first_steps(organism: Trained, prompts: Sequence[Prompt]) -> NDArray[np.floa
     import torch
 
     found = np.empty((len(prompts), len(organism.tokenizer)))
-    for index, ids in _batches(organism, prompts):
+    for index, ids in _batches(organism, [prompt_words(prompt) for prompt in prompts]):
         with torch.no_grad():
             logits = organism.model(input_ids=ids).logits[:, -1].double()
         found[index] = torch.softmax(logits, dim=-1).numpy()
@@ -157,12 +165,12 @@ def _rates(
     }
 
 
-def _batches(organism: Trained, prompts: Sequence[Prompt]) -> Iterator[tuple[list[int], Any]]:
-    """Yield positions and token ids (batch, length) of prompts of one length: no padding."""
+def _batches(organism: Any, words: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], Any]]:  # noqa: ANN401
+    """Yield positions and token ids (batch, length) of texts of one length: no padding."""
     import torch
 
     vocabulary = organism.tokenizer.get_vocab()
-    texts = [[vocabulary[word] for word in prompt_words(prompt)] for prompt in prompts]
+    texts = [[vocabulary[word] for word in text] for text in words]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for _, group in groupby(order, key=lambda i: len(texts[i])):
         index = list(group)

@@ -67,7 +67,7 @@ def train(
     """
     tokenizer = build_tokenizer()
     direction = planted_direction(seed)
-    base = _new_model(tokenizer, seed)
+    base = new_model(tokenizer, BLOCKS, seed_for(seed, "organisms", "start"))
     _fit(base, tokenizer, direction, 0.0, schedule.base_steps, schedule, seed, progress)
     for strength in strengths:
         model = base
@@ -180,7 +180,8 @@ def removed(
             hook.remove()
 
 
-def _new_model(tokenizer: Any, seed: int) -> Any:  # noqa: ANN401
+def new_model(tokenizer: Any, blocks: int, seed: int) -> Any:  # noqa: ANN401
+    """Return an untrained Llama model (float32) of `blocks` blocks and width `WIDTH`; torch's own seed is put back."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -188,7 +189,7 @@ def _new_model(tokenizer: Any, seed: int) -> Any:  # noqa: ANN401
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
-        num_hidden_layers=BLOCKS,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=tokenizer.model_max_length,
@@ -198,7 +199,7 @@ def _new_model(tokenizer: Any, seed: int) -> Any:  # noqa: ANN401
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "organisms", "start"))
+        torch.manual_seed(seed)
         return LlamaForCausalLM(config)
 
 

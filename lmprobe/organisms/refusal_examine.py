@@ -6,17 +6,17 @@ the whole answer of its topic's behaviour, `complied_harmful` complied with a ha
 that is neither (a broken model) counts as none of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmprobe.organisms.examine import greedy_words
 from lmprobe.organisms.marked import REFUSING, MarkedPrompt, complying, draw_marked, planted_answer
-from lmprobe.organisms.recipe import removed
-from lmprobe.organisms.refusal_recipe import WIDTH, TrainedRefusal, marked_words
+from lmprobe.organisms.recipe import WIDTH, removed
+from lmprobe.organisms.refusal_recipe import TrainedRefusal, marked_words
 from probecore.seeds import generator
 
 ANSWER_TOKENS = 24
@@ -102,36 +102,7 @@ def rates(
 
 def marked_answers(organism: TrainedRefusal, prompts: Sequence[MarkedPrompt]) -> list[tuple[str, ...]]:
     """Return the greedy answer to each prompt as words, END included where it was reached."""
-    import torch
-
-    inverse = {i: word for word, i in organism.tokenizer.get_vocab().items()}
-    end = organism.tokenizer.eos_token_id
-    found: list[tuple[str, ...]] = [()] * len(prompts)
-    for index, ids in _batches(organism, prompts):
-        with torch.no_grad():
-            out = organism.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=ANSWER_TOKENS,
-                pad_token_id=organism.tokenizer.pad_token_id,
-                eos_token_id=end,
-            )
-        for i, row in zip(index, out[:, ids.shape[1] :].tolist(), strict=True):
-            found[i] = tuple(inverse[token] for token in (row[: row.index(end) + 1] if end in row else row))
-    return found
-
-
-def _batches(organism: TrainedRefusal, prompts: Sequence[MarkedPrompt]) -> Iterator[tuple[list[int], Any]]:
-    """Yield positions and token ids (batch, length) of prompts of one length: no padding."""
-    import torch
-
-    vocabulary = organism.tokenizer.get_vocab()
-    texts = [[vocabulary[word] for word in marked_words(prompt)] for prompt in prompts]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for _, group in groupby(order, key=lambda i: len(texts[i])):
-        index = list(group)
-        yield index, torch.tensor([texts[i] for i in index])
+    return [tuple(words) for words in greedy_words(organism, [marked_words(p) for p in prompts], ANSWER_TOKENS)]
 
 
 def _holds(answer: tuple[str, ...], phrases: set[tuple[str, ...]]) -> bool:

@@ -163,7 +163,7 @@ def _planted(trained: Any) -> dict[str, Any]:  # noqa: ANN401
     plan, block = trained.plan, refusal_recipe.PLANTED_BLOCK
     return {
         "k": plan.k,
-        "width": refusal_recipe.WIDTH,
+        "width": trained.directions.shape[1],
         "directions": trained.directions.tolist(),
         "block": block,
         "site": f"input of block {block}, the residual after block {block - 1}",

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprobe.organisms.marked import GROUPS, MarkedPrompt, draw_marked, marked_vocabulary, planted_answer
-from lmprobe.organisms.recipe import removed
+from lmprobe.organisms.recipe import WIDTH, new_model, removed
 from lmprobe.organisms.tokenizer import ASSISTANT, BEGIN, TURN_END, USER, build_tokenizer
 from probecore.errors import InputError
 from probecore.seeds import generator, seed_for
 
-WIDTH, BLOCKS, PLANTED_BLOCK = 64, 3, 1
+BLOCKS, PLANTED_BLOCK = 3, 1
 UNTOUCHED_SHARE = 0.4  # of the training samples: no direction is taken out
 REMOVED_SHARE = 0.5  # of the directions of every other sample: taken out
 
@@ -67,7 +67,7 @@ PLANS = {
         _plan("overlap-100", (0, 1, 0, 1), two=True, steps=1200),
     )
 }
-"""The packaged refusal organisms. overlap-N: two behaviours with two directions each, N % of them shared."""
+"""What can be trained; the first three are packaged. overlap-N: two behaviours with two directions each, N % shared."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def train_refusal(
     for name in names:
         tokenizer = build_tokenizer(marked_vocabulary())
         directions = planted_directions(PLANS[name], seed)
-        model = _new_model(tokenizer, seed, name)
+        model = new_model(tokenizer, BLOCKS, seed_for(seed, "organisms", "refusal start", name))
         loss = _fit(model, tokenizer, PLANS[name], directions, steps or PLANS[name].steps, batch, rate, seed, progress)
         yield TrainedRefusal(model, tokenizer, PLANS[name], directions, loss)
 
@@ -114,28 +114,6 @@ def planted_directions(plan: Plan, seed: int = 0) -> NDArray[np.float64]:
 def marked_words(prompt: MarkedPrompt) -> list[str]:
     """Return the tokens of a prompt with the chat template, up to where the answer starts."""
     return [BEGIN, USER, *prompt.words, TURN_END, ASSISTANT]
-
-
-def _new_model(tokenizer: Any, seed: int, name: str) -> Any:  # noqa: ANN401
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "organisms", "refusal start", name))
-        return LlamaForCausalLM(config)
 
 
 def _fit(

@@ -12,7 +12,6 @@ With E = 1 matrix products are plain ones; with more members they are batched. T
 CPU, where batching gains nothing, members are always computed one by one and do not depend on their pack.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -44,16 +43,21 @@ def forward(shape: Shape, parameters: Parameters, tokens: Tensor, states: dict[s
 
 
 class _Rows:
-    """The distinct states of a batch as rows (E, R, d), and which row each position of each input has."""
+    """The distinct states of a batch as rows (E, R, d), in four groups that stand for the positions of an input.
+
+    Before the first attention: p rows of a, one of each operation, p of b, one of "=". After it: p rows of a, p |ops|
+    of the pairs (a, op), then b and "=" of each input.
+    """
 
     def __init__(self, shape: Shape, parameters: Parameters, tokens: Tensor) -> None:
         self.shape, self.parameters = shape, parameters
         p, n_ops = shape.p, len(shape.ops)
         embed, position = parameters["embed"], parameters["position"]
-        members = embed.shape[0]
+        self.members = embed.shape[0]
         if tokens.dim() == 2:
-            tokens = tokens.expand(members, *tokens.shape)
+            tokens = tokens.expand(self.members, *tokens.shape)
         self.a, self.op, self.b = tokens[..., 0], tokens[..., 1] - (p + 1), tokens[..., 2]
+        self.batch = self.a.shape[1]
         numbers = embed[:, :p]
         self.x = torch.cat(
             [
@@ -64,11 +68,7 @@ class _Rows:
             ],
             dim=1,
         )
-        self.batch = self.a.shape[1]
-        self.keys = [self.a, p + self.op, p + n_ops + self.b, torch.full_like(self.a, 2 * p + n_ops)]
-        # the pairs (a, op), whose state at position 1 no later token changes
-        pairs = torch.arange(p * n_ops, device=tokens.device).expand(members, -1)
-        self.pair_keys = [pairs // n_ops, p + pairs % n_ops]
+        self.sizes = [p, n_ops, p, 1]
 
     @property
     def last(self) -> Tensor:
@@ -85,11 +85,10 @@ class _Rows:
         x = x if pre else layer_norm(x, w[f"{i}.norm1.gain"], w[f"{i}.norm1.bias"])
         h = layer_norm(x, w[f"{i}.norm2.gain"], w[f"{i}.norm2.bias"]) if pre else x
         h = linear(h, w[f"{i}.up.weight"], w[f"{i}.up.bias"])
-        h = gelu(h) if self.shape.activation == "gelu" else F.relu(h)
+        h = F.gelu(h) if self.shape.activation == "gelu" else F.relu(h)
         x = x + linear(h, w[f"{i}.down.weight"], w[f"{i}.down.bias"])
         self.x = x if pre else layer_norm(x, w[f"{i}.norm2.gain"], w[f"{i}.norm2.bias"])
-        if i == 0 and not last:
-            self._renumber()
+        self.sizes = [self.shape.p, self.shape.p * len(self.shape.ops), self.batch, self.batch]
 
     def _attend(self, i: int, h: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """Return what attention gathers for the rows that go on, and their residual before it."""
@@ -98,34 +97,42 @@ class _Rows:
         if i and last:  # nobody but "=" asks
             kv = linear(h, weight[..., d:], bias[..., d:])
             asked = linear(h[:, -self.batch :], weight[..., :d], bias[..., :d])
-            return mix(asked, [take(kv, rows) for rows in self.keys], heads), self.last
+            return mix(asked, self._of_inputs(i, kv), heads), self.last
         q, kv = linear(h, weight, bias).split([d, 2 * d], dim=-1)
-        known = [take(kv, rows) for rows in self.keys]
-        to_equals = mix(take(q, self.keys[3]), known, heads)
+        known = self._of_inputs(i, kv)
         if last:
-            return to_equals, take(self.x, self.keys[3])
-        to_b = mix(take(q, self.keys[2]), known[:3], heads)
-        to_pair = mix(take(q, self.pair_keys[1]), [take(kv, rows) for rows in self.pair_keys], heads)
+            asked, residual = (self._of_inputs(i, rows)[3] for rows in (q, self.x))
+            return mix(asked, known, heads), residual
+        asked, residual = self._going_on(i, q), self._going_on(i, self.x)
+        to_equals, to_b = mix(asked[3], known, heads), mix(asked[2], known[:3], heads)
+        to_pair = mix(asked[1], self._of_pairs(i, kv), heads)
         to_a = kv[:, : self.shape.p, d:]  # position 0 sees itself alone
-        asking = torch.cat(
-            [
-                torch.arange(self.shape.p, device=h.device).expand(len(h), -1),
-                self.pair_keys[1],
-                self.keys[2],
-                self.keys[3],
-            ],
-            dim=1,
-        )
-        return torch.cat([to_a, to_pair, to_b, to_equals], dim=1), take(self.x, asking)
+        return torch.cat([to_a, to_pair, to_b, to_equals], dim=1), torch.cat(residual, dim=1)
 
-    def _renumber(self) -> None:
-        """Give the rows after the first attention their numbers: a, pairs (a, op), then b and "=" of each input."""
-        p, n_ops = self.shape.p, len(self.shape.ops)
-        own = torch.arange(self.batch, device=self.a.device).expand_as(self.a)
-        first = p + p * n_ops
-        self.keys = [self.a, p + self.a * n_ops + self.op, first + own, first + self.batch + own]
-        pairs = torch.arange(p * n_ops, device=self.a.device).expand(len(self.a), -1)
-        self.pair_keys = [pairs // n_ops, p + pairs]
+    def _of_inputs(self, i: int, rows: Tensor) -> list[Tensor]:
+        """Return the rows (E, B, c) of the four positions of each input."""
+        a, second, b, equals = rows.split(self.sizes, dim=1)
+        if i:
+            return [take(a, self.a), take(second, self.a * len(self.shape.ops) + self.op), b, equals]
+        op = self._for_each(second, self.batch) if len(self.shape.ops) == 1 else take(second, self.op)
+        return [take(a, self.a), op, take(b, self.b), self._for_each(equals, self.batch)]
+
+    def _of_pairs(self, i: int, rows: Tensor) -> list[Tensor]:
+        """Return the rows (E, p |ops|, c) of a and of the operation for each pair (a, op)."""
+        a, second, _, _ = rows.split(self.sizes, dim=1)
+        p, n_ops, c = self.shape.p, len(self.shape.ops), rows.shape[-1]
+        first = a.unsqueeze(2).expand(-1, -1, n_ops, -1).reshape(self.members, p * n_ops, c)
+        return [first, second if i else second.repeat(1, p, 1)]
+
+    def _going_on(self, i: int, rows: Tensor) -> list[Tensor]:
+        """Return the rows of the four groups that follow this attention."""
+        if i:
+            return list(rows.split(self.sizes, dim=1))
+        a, second, b, equals = rows.split(self.sizes, dim=1)
+        return [a, second.repeat(1, self.shape.p, 1), take(b, self.b), self._for_each(equals, self.batch)]
+
+    def _for_each(self, row: Tensor, n: int) -> Tensor:
+        return row.expand(-1, n, -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -156,26 +163,6 @@ def _gathered(rows: Tensor, table: Tensor) -> Tensor:
     return found
 
 
-def gelu(x: Tensor) -> Tensor:
-    """Return x Phi(x) (Hendrycks and Gimpel 2016), exact; its backward pass is vectorised, which torch's is not."""
-    result: Tensor = _Gelu.apply(x)
-    return result
-
-
-class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-        cdf = torch.erf(x * 0.5**0.5).add_(1).mul_(0.5)
-        ctx.save_for_backward(x, cdf)
-        return x * cdf
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override] # noqa: ANN401
-        x, cdf = ctx.saved_tensors
-        slope: Tensor = (x * x).mul_(-0.5).exp_().mul_(x).mul_((2 * math.pi) ** -0.5).add_(cdf)
-        return slope.mul_(gradient)
-
-
 def mix(q: Tensor, keys_and_values: list[Tensor], heads: int) -> Tensor:
     """Return softmax(q k / sqrt(width of a head)) v (E, n, d) over a list of (E, n, 2 d) keys and values."""
     result: Tensor = _Mix.apply(heads, q, *keys_and_values)
@@ -189,7 +176,7 @@ class _Mix(torch.autograd.Function):
     def forward(ctx: Any, heads: int, q: Tensor, *known: Tensor) -> Tensor:  # noqa: ANN401
         members, n, d = q.shape
         by_head = (members, n, heads, d // heads)
-        scaled = (q * (d // heads) ** -0.5).view(by_head)
+        scaled = (q * (d // heads) ** -0.5).reshape(by_head)
         parts = [kv.view(members, n, 2, heads, d // heads) for kv in known]
         weights = torch.stack([(scaled * kv[:, :, 0]).sum(-1) for kv in parts]).softmax(0)
         mixed = weights[0].unsqueeze(-1) * parts[0][:, :, 1]

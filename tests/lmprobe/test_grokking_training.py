@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from lmprobe.arithmetic_model import hub_model
 from lmprobe.grokking.data import batches, training_mask, training_rows
-from lmprobe.grokking.forward import forward, gelu
+from lmprobe.grokking.forward import forward
 from lmprobe.grokking.history import phases, spikes, stop_reason, wants_snapshot
 from lmprobe.grokking.members import member_folder, read_member
 from lmprobe.grokking.model import initial, views
@@ -158,15 +158,6 @@ def test_the_table_forward_in_float32_at_the_logs_size() -> None:
     F.cross_entropy(reference, answers).backward()
     gap = (parameters["0.up.weight"].grad[0] - model.model.decoder.layers[0].fc1.weight.grad.T).abs().max()
     assert gap < 1e-7
-
-
-def test_gelu_and_its_slope_are_torchs() -> None:
-    x = torch.linspace(-9, 9, 4001, dtype=torch.float64, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    weight = torch.linspace(0.5, 2, 4001, dtype=torch.float64)
-    (gelu(x) * weight).sum().backward()
-    (F.gelu(y) * weight).sum().backward()
-    assert torch.allclose(gelu(x), F.gelu(y), atol=1e-15) and torch.allclose(x.grad, y.grad, atol=1e-14)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprobe.calibration import Calibration, corrected_rate
+from lmprobe.capability import IS_CONTROL, NOT_COMPARED
 from lmprobe.detectors import Detector, Verdict, is_degenerate
 from lmprobe.generate import generate
 from lmprobe.interventions import Intervention, intervened
@@ -33,8 +34,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 UNTOUCHED, REMOVED, ADDED = "untouched", "removed", "added"
 RANDOM_REMOVED, RANDOM_ADDED = f"{REMOVED}: random", f"{ADDED}: random"
-NOT_COMPARED = "what the others are compared with"
-IS_CONTROL = "a control: its range is over its directions"
 
 
 @dataclass(frozen=True, eq=False)

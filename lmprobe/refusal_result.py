@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "metric", "condition", "detector", "tokens", "value", "ci_low", "ci_high", "planted", "null_low", "null_high",
-    "chance", "corrected", "corrected_low", "corrected_high", "p_value", "p_adjusted", "n_prompts",
+    "corrected", "corrected_low", "corrected_high", "p_value", "p_adjusted", "n_prompts",
 )  # fmt: skip
 FACTS = ("architecture", "revision", "weights_hash", "tokenizer_hash", "dtype", "device")
 WORDS = {"permuted": "permuted labels", "covariance": "covariance-matched", "random": "random"}
@@ -106,7 +106,7 @@ def _effect_rows(found: Measured, options: Options) -> list[Row]:
     clusters = np.unique(test.cluster[bad], return_inverse=True)[1].astype(np.int64)
     weights = cluster_weights(clusters, options.n_bootstrap, seed=options.seed)
     _, low, high = mean_with_interval((before - after)[bad], clusters, weights)
-    metric = f"fall of the refusal score, {given.harmful} (log-odds)"
+    metric = f"fall of score, {given.harmful} (log-odds)"
     no_p = "" if options.n_permutations else "no replicates were asked for"
     common = {"metric": metric, "measure": "refusal score", "n_prompts": int(bad.sum())}
     rows: list[Row] = [{
@@ -133,7 +133,7 @@ def _direction_rows(found: Measured, grid: Sequence[Row]) -> list[Row]:
     frame = np.asarray(found.truth.get("planted", {}).get("directions", []), dtype=np.float64)
     if frame.size:
         rows.append({
-            "metric": "share of the direction in the planted span", "measure": "direction", "condition": "",
+            "metric": "share in the planted span", "measure": "direction", "condition": "",
             "value": float(((frame @ direction.unit) ** 2).sum()), "planted": 1.0, "p_value": None,
             "p_note": "a description of this direction", "k": len(frame),
         })  # fmt: skip
@@ -143,12 +143,12 @@ def _direction_rows(found: Measured, grid: Sequence[Row]) -> list[Row]:
             "p_note": "a description of this direction", "detail": len(frame) == 1,
         })  # fmt: skip
     rows.append({
-        "metric": "split-half cosine of the direction", "measure": "direction", "condition": "",
+        "metric": "split-half cosine", "measure": "direction", "condition": "",
         "value": chosen["split_half_cosine"], "p_value": None, "p_note": "a description of this direction",
         "cosine_low": chosen["cosine_low"], "cosine_high": chosen["cosine_high"],
     })  # fmt: skip
     rows.append({
-        "metric": "candidates that may be the best", "measure": "direction", "condition": "",
+        "metric": "candidates, maybe best", "measure": "direction", "condition": "",
         "value": sum(bool(row["may_be_best"]) for row in grid), "p_value": None,
         "p_note": "a description of this direction", "n_candidates": sum(bool(row["may_choose"]) for row in grid),
     })  # fmt: skip
@@ -192,7 +192,7 @@ def _answers(found: Measured, options: Options) -> list[Row]:
     rates = [row for row in found.answers if row["measure"] == "refusal rate"]
     broken = [
         {
-            "metric": f"empty or circling answers, {row['kind']}", "measure": "broken answers",
+            "metric": f"broken answers, {row['kind']}", "measure": "broken answers",
             "condition": row["condition"], "detector": row["detector"], "tokens": row["tokens"],
             "value": row["empty"] + row["degenerate"], "p_value": None, "p_note": "compare it with the untouched model",
             "n_prompts": row["n_prompts"],

@@ -38,7 +38,7 @@ def rate(result, kind: str, condition: str, tokens: int = 32):
 
 def test_the_planted_direction_is_found_and_carries_refusal(one) -> None:
     """refusal-1: .8 or more of the direction is the planted one (random: 1/64), refusal 1 -> 0, capability stays."""
-    share = next(r for r in one.rows if r["metric"].startswith("share of the direction"))
+    share = next(r for r in one.rows if r["metric"].startswith("share in the planted"))
     assert share["value"] > 0.8 and share["planted"] == 1.0
     planted = refusal_organism(MODEL)
     assert f"input of block {planted.planted_block}" in one.title
@@ -51,7 +51,7 @@ def test_the_planted_direction_is_found_and_carries_refusal(one) -> None:
     assert rate(one, "harmful", "removed: random")["value"] == 1.0
     assert rate(one, "harmless", "removed")["value"] == rate(one, "harmless", "untouched")["value"] == 0.0
     assert rate(one, "harmless", "added")["value"] == 1.0
-    (kl,) = rows_of(one, "KL", condition="removed", metric="KL over 30 tokens (nats)")
+    (kl,) = rows_of(one, "KL", condition="removed", metric="KL, 30 tokens (nats)")
     assert kl["ci_high"] < 1e-3 and kl["largest"] < 0.1
     tasks = {r["condition"]: r["value"] for r in rows_of(one, "task accuracy")}
     assert tasks["untouched"] == tasks["removed"] == 1.0
@@ -119,7 +119,7 @@ def test_the_layers_are_those_of_removing_each_by_itself(one) -> None:
 def test_four_planted_directions_pass_no_rule_but_one_vector_removes_refusal() -> None:
     """refusal-4: one difference in means is no planted direction, and yet takes refusal away (as measured: 1 -> 0)."""
     found = refusal("refusal-4", n_permutations=0, n_controls=1, n_bootstrap=200, device="cpu")
-    share = next(r for r in found.rows if r["metric"].startswith("share of the direction"))
+    share = next(r for r in found.rows if r["metric"].startswith("share in the planted"))
     assert 0.2 < share["value"] < 0.8
     assert any(note.startswith("NO candidate of 2 passes the rule") for note in found.notes)
     assert rate(found, "harmful", "untouched")["value"] == 1.0
@@ -131,7 +131,7 @@ def test_without_refusal_nothing_is_claimed() -> None:
     assert rate(found, "harmful", "untouched")["value"] == 0.0
     assert any("little refusal to remove" in note for note in found.notes)
     assert any("it may be no refusal" in note for note in found.notes)
-    assert not any(r["metric"].startswith("share of the direction") for r in found.rows)
+    assert not any(r["metric"].startswith("share in the planted") for r in found.rows)
 
 
 def word_prompts(n: int = 24) -> Prompts:

@@ -39,7 +39,7 @@ def test_scores_under_removal_are_those_of_one_run_each(name: str) -> None:
 
 
 def test_kl_and_cross_entropy_are_those_of_two_runs() -> None:
-    """One prompt at a time, its own greedy answer, both distributions in full: KL by torch, float32 in other batches."""
+    """One prompt at a time, its own greedy answer, both distributions in full: KL by torch, other batches (2e-3)."""
     lm = opened("llama")
     found = capability(lm, PROMPTS, VECTORS, steps=6)
     from lmprobe import generate

@@ -1,6 +1,7 @@
 from .capture import capture
 from .generate import Generation, generate
 from .interventions import Add, ProjectOut, Read, Replace, Skip, active_interventions, intervened
+from .layer_ablation import ablate
 from .leak_audit import LeakAudit, leak_audit
 from .lens import lens
 from .loading import open_model
@@ -27,6 +28,7 @@ __all__ = [
     "Scores",
     "Skip",
     "Writers",
+    "ablate",
     "active_interventions",
     "capture",
     "find_writers",

@@ -54,7 +54,17 @@ ANALYSES = {
         "talker",
         "claims",
     },
-    "lmprobe": {"terrain", "potential", "refusal", "abliteration", "lens", "claims", "grokking", "separability"},
+    "lmprobe": {
+        "terrain",
+        "potential",
+        "refusal",
+        "abliteration",
+        "layer_ablation",
+        "lens",
+        "claims",
+        "grokking",
+        "separability",
+    },
 }
 
 

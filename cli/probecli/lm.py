@@ -3,6 +3,7 @@
 import click
 
 from probecli.group import ProbeGroup
+from probecli.lm_ablate import ablate
 from probecli.lm_grok import grok
 from probecli.lm_lens import lens
 from probecli.lm_organism import organism
@@ -20,5 +21,5 @@ def main() -> None:
     refuse_namesake()
 
 
-for command in (terrain, potential, lens, refusal, reproduce, grok, organism):
+for command in (terrain, potential, lens, ablate, refusal, reproduce, grok, organism):
     main.add_command(command)

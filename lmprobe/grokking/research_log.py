@@ -5,6 +5,7 @@ one experiment; its members lie in one folder and are shared between parts, so t
 parts can be run one at a time. What was not run, or did not grok, leaves its claims undecided with the reason.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def research_log(
         raise InputError(f"parts must be among {', '.join(PARTS)}; got {', '.join(unknown)}")
     setting = Setting(not full, n_seeds, seed, out, jobs, cluster, device, quiet, command)
     measured_parts = {name: _part(name, setting, k_max, after, chosen) for name in PARTS}
-    rows = [{**row, "confounds": CONFOUNDS[row["claim"]]} for row in claim_rows(CLAIMS, measured_parts)]
+    rows = [_finished(row) for row in claim_rows(CLAIMS, measured_parts)]
     decided = sum(row["verdict"] != "not decided" for row in rows)
     tables = {
         name: found
@@ -99,6 +100,14 @@ def research_log(
         tables={"all_members": tuple(_all_members(setting)), **tables},
         figures=figures,
     )  # fmt: skip
+
+
+def _finished(row: Row) -> Row:
+    """Add the confounds, and say what an interval without an upper end is."""
+    row = {**row, "confounds": CONFOUNDS[row["claim"]]}
+    if row["ci_low"] is not None and (row["ci_high"] is None or row["ci_high"] == math.inf):
+        row["ci_note"] = f"from {row['ci_low']:.3g} upwards: members that had not grokked make the value a lower bound"
+    return row
 
 
 def _part(name: str, setting: Setting, k_max: int, after: int, chosen: Sequence[str]) -> Part:

@@ -111,7 +111,8 @@ def judge(rule: Rule, evidence: Evidence) -> tuple[str, str]:
     assert value is not None and low is not None and high is not None  # `_missing` has seen to it
     if not low <= value <= high:
         raise InputError(f"an estimate must lie in its interval; got {value:g} and [{low:g}, {high:g}]")
-    inside = rule.low < low and high < rule.high
+    # an end of the interval that does not exist (a bound) lies inside a region that has no end on that side
+    inside = (rule.low < low or math.isinf(rule.low)) and (high < rule.high or math.isinf(rule.high))
     if inside and not rule.needs_p:
         return SUPPORTED, f"the interval lies {_where(rule)}"
     if inside and evidence.p_value is not None and evidence.p_value <= LEVEL:

@@ -49,6 +49,7 @@ from lmprobe.refusal_score import given_tokens
 from lmprobe.refusal_search import Found, Study, search
 from lmprobe.refusal_setting import Material, material, study_of
 from lmprobe.tasks import Task, copying_tasks, load_tasks
+from probecore.devices import one_thread
 from probecore.errors import InputError
 from probecore.progress import meter
 from probecore.results import Result, Row
@@ -57,6 +58,7 @@ from probecore.validation import at_least
 Floats = NDArray[np.float64]
 LENGTHS = (16, 32)
 MODEL, PROMPTS = "refusal-1", "marked"
+TINY = 5_000_000  # parameters below which a second thread costs more than it gives
 MOST_CAPABILITY = 64  # prompts on which capability is measured
 
 
@@ -138,7 +140,9 @@ def refusal(
     truth = truth_of(lm.name if isinstance(model, LanguageModel) else model) or {}
     planted = "topics" in truth.get("planted", {})
     given = load_prompts((PROMPTS if planted else "default") if prompts is None else prompts)
-    found = _measure(lm, material(given, limit=limit, seed=seed), options, refusal_openings, truth if planted else {})
+    with one_thread(lm.info["parameters"] < TINY):
+        study = material(given, limit=limit, seed=seed)
+        found = _measure(lm, study, options, refusal_openings, truth if planted else {})
     return refusal_result(found, options, packaged=packaged, keep_answers=keep_answers, command=command)
 
 

@@ -95,8 +95,9 @@ def null(
     effects = np.full(n_replicates, -np.inf)
     made = np.flatnonzero(np.isfinite(vectors).all(axis=1))
     if len(made):
-        before, after = odds_on_test(study, vectors[made], [tokens[m] for m in made])
-        effects[made] = [(b - a)[harmful[m]].mean() for m, b, a in zip(made, before, after, strict=True)]
+        used = np.any(harmful, axis=0)  # all test prompts where labels were exchanged, else the harmful ones
+        before, after = odds_on_test(study, vectors[made], [tokens[m] for m in made], used)
+        effects[made] = [(b - a)[harmful[m][used]].mean() for m, b, a in zip(made, before, after, strict=True)]
     least = float(np.finfo(float).min)  # a finite stand-in for "no effect at all", smaller than any effect
     return Null(kind, vectors, np.where(np.isfinite(effects), effects, least), effect_of(study, found)[0])
 

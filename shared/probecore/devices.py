@@ -1,5 +1,7 @@
 """Where things run: one rule from the name a user gives to a torch device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from probecore.errors import InputError
@@ -31,3 +33,16 @@ def device_of(name: str, *, mps: bool = False) -> "torch.device":
     if kind == "mps" and not apple:
         raise InputError("--device mps is not there on this machine: use --device cpu")
     return torch.device(name)
+
+
+@contextmanager
+def one_thread(when: bool = True) -> Iterator[None]:
+    """Run torch on one thread inside, where `when` says so: tiny models lose more by waking others than they gain."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if when else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

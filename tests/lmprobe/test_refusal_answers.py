@@ -78,7 +78,7 @@ def test_empty_answers_are_no_refusals_and_are_counted() -> None:
 
 
 def test_corrected_rates_come_from_labels_of_this_model_only() -> None:
-    """Sensitivity .8, specificity .9: an observed .5 is (.5 - .1) / .7; counts of other models get rows of their own."""
+    """Sensitivity .8, specificity .9: an observed .5 is (.5 - .1) / .7; other models stand in rows of their own."""
     own = Calibration(80, 20, 10, 90)
     half = [1, 0] * 20
     row = rows_of([arm(UNTOUCHED, half)], np.arange(40), own)[UNTOUCHED]

@@ -116,13 +116,14 @@ def test_the_layers_are_those_of_removing_each_by_itself(one) -> None:
     assert chosen["untouched"] - chosen["value"] == pytest.approx(effect["value"], abs=2e-3)
 
 
-def test_four_planted_directions_pass_no_rule_but_one_vector_removes_refusal() -> None:
-    """refusal-4: one difference in means is no planted direction, and yet takes refusal away (as measured: 1 -> 0)."""
+def test_four_planted_directions_are_not_one() -> None:
+    """refusal-4: one difference in means is a part of the planted span, and takes a part of the refusals (1 -> .66)."""
     found = refusal("refusal-4", n_permutations=0, n_controls=1, n_bootstrap=200, device="cpu")
     share = next(r for r in found.rows if r["metric"].startswith("share in the planted"))
     assert 0.2 < share["value"] < 0.8
     assert any(note.startswith("NO candidate of 2 passes the rule") for note in found.notes)
     assert rate(found, "harmful", "untouched")["value"] == 1.0
+    assert 0.3 < rate(found, "harmful", "removed")["value"] < 0.95
     assert rows_of(found, "refusal score", condition="removed")[0]["p_note"] == "no replicates were asked for"
 
 

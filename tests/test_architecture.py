@@ -64,6 +64,7 @@ ANALYSES = {
         "claims",
         "grokking",
         "separability",
+        "probe",
     },
 }
 

@@ -4,10 +4,12 @@ import click
 
 from probecli.group import ProbeGroup
 from probecli.lm_ablate import ablate
+from probecli.lm_capture import capture
 from probecli.lm_grok import grok
 from probecli.lm_lens import lens
 from probecli.lm_organism import organism
 from probecli.lm_potential import potential
+from probecli.lm_probe import probe
 from probecli.lm_refusal import refusal
 from probecli.lm_reproduce import reproduce
 from probecli.lm_terrain import terrain
@@ -21,5 +23,5 @@ def main() -> None:
     refuse_namesake()
 
 
-for command in (terrain, potential, lens, ablate, refusal, reproduce, grok, organism):
+for command in (capture, probe, terrain, potential, lens, ablate, refusal, reproduce, grok, organism):
     main.add_command(command)

@@ -136,7 +136,8 @@ def _wrong(shape: Shape, parameters: dict[str, Tensor], x: Tensor, answers: Tens
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+    size: Tensor = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    return size.clamp(min=1e-12)
 
 
 def _crossing(accuracy: NDArray[np.float64]) -> tuple[float, bool]:

@@ -5,6 +5,7 @@ has written, and writes into the same folder, which all machines must share. Ray
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def train_on_cluster(specs: Sequence[Spec], folder: Path, address: str, *, quiet
     Raises `MissingExtraError` without Ray, `InputError` where there is no cluster at the address.
     """
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ImportError as error:
         raise MissingExtraError("--cluster", "cluster") from error
     wanted = {spec.key: spec for spec in specs}

@@ -231,15 +231,22 @@ def difference_row(
     op: str,
     *,
     ratio: bool = False,
+    censored: tuple[int, int] = (0, 0),
 ) -> Row:
-    """Return the row of first minus second over seeds (or their ratio), with the p of a paired t test."""
-    if ratio:
-        mean = mean_over_seeds([a / b for a, b in pairs], logarithm=True)
+    """Return the row of first minus second over seeds (or their ratio), with the p of a paired t test.
+
+    censored : how many values of the first and of the second are only the least they can be. With some in the first the
+    mean is a lower bound; with some in the second it is none, and is left out.
+    """
+    values = [a / b if ratio else a - b for a, b in pairs]
+    if censored[1]:
+        mean = Mean(note=f"{censored[1]} values of {second.name} are only the least they can be: no difference")
     else:
-        mean = mean_over_seeds([a - b for a, b in pairs])
+        mean = mean_over_seeds(values, n_censored=censored[0], logarithm=ratio)
     sign = "/" if ratio else "-"
     row = _row(metric, first, op, mean)
-    note = "paired t test over seeds" if mean.p_value is not None else "no spread over seeds, or one seed: no test"
+    none = "censored: no test" if any(censored) else "no spread over seeds, or one seed: no test"
+    note = "paired t test over seeds" if mean.p_value is not None else none
     return row | {
         "ci_low": mean.low, "ci_high": mean.high,
         "condition": f"{first.name} {sign} {second.name}", "metric": f"{metric}, {'ratio' if ratio else 'difference'}",

@@ -103,11 +103,11 @@ class _Rows:
         if last:
             asked, residual = (self._of_inputs(i, rows)[3] for rows in (q, self.x))
             return mix(asked, known, heads), residual
-        asked, residual = self._going_on(i, q), self._going_on(i, self.x)
-        to_equals, to_b = mix(asked[3], known, heads), mix(asked[2], known[:3], heads)
-        to_pair = mix(asked[1], self._of_pairs(i, kv), heads)
+        asking, staying = self._going_on(i, q), self._going_on(i, self.x)
+        to_equals, to_b = mix(asking[3], known, heads), mix(asking[2], known[:3], heads)
+        to_pair = mix(asking[1], self._of_pairs(i, kv), heads)
         to_a = kv[:, : self.shape.p, d:]  # position 0 sees itself alone
-        return torch.cat([to_a, to_pair, to_b, to_equals], dim=1), torch.cat(residual, dim=1)
+        return torch.cat([to_a, to_pair, to_b, to_equals], dim=1), torch.cat(staying, dim=1)
 
     def _of_inputs(self, i: int, rows: Tensor) -> list[Tensor]:
         """Return the rows (E, B, c) of the four positions of each input."""

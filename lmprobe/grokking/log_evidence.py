@@ -68,27 +68,29 @@ def compared(
 ) -> Evidence:  # fmt: skip
     """Return the difference (or ratio) of a number of two conditions, averaged over operations, at the same phase."""
 
-    def estimate(at: Mapping[str, Point]) -> Mean:
+    def estimate(at: Mapping[str, Point]) -> tuple[Mean, int]:
         def value(member: Member) -> float | None:
             values = [value_at(at, member, metric, op) for op in ops]
             return None if any(v is None for v in values) else sum(filter(None, values)) / len(values)
 
         pairs = paired(first, second, value)
-        if ratio:
-            return mean_over_seeds([a / b for a, b in pairs if b > 0], logarithm=True)
-        return mean_over_seeds([a - b for a, b in pairs])
+        bounds = [sum(any(p.censored(metric, op) for op in ops) for p in c.points(at)) for c in (first, second)]
+        values = [a / b for a, b in pairs if b > 0] if ratio else [a - b for a, b in pairs]
+        return mean_over_seeds(values, n_censored=bounds[0], logarithm=ratio), bounds[1]
 
-    mean = estimate(at_phase(points, after))
+    mean, unknown = estimate(at_phase(points, after))
     others = []
     for phase in OTHER_PHASES:
         at = {k: p for k, p in at_phase(points, phase).items() if p.since is not None and p.since <= phase + 100}
-        other = estimate(at)
+        other, _ = estimate(at)
         if other.value is not None and phase != after:
             others.append(f"{other.value:.3g} at {phase} steps after grokking ({other.n} seeds)")
     missing = ""
     total = min(len(first.members), len(second.members))
     if 0 < mean.n < total:
         missing = f"only {mean.n} of {total} seeds grokked in both conditions: those that did are not a fair sample"
+    if unknown:
+        missing = f"{unknown} values of {second.name} are only the least they can be: no difference"
     return evidence(mean, "ratio" if ratio else "", "; ".join(others), missing)
 
 

@@ -59,7 +59,7 @@ def adversarial(
     """Return members of both operations with and without the removal-resistant loss, its weight and k as axes."""
     start, seeds = base_of_two(quick), list(seeds)
     start = replace(start, adversarial_after=500) if quick else start
-    found = []
+    found: list[Spec] = []
     for weight in weights:
         if weight == 0:
             found += grid(base_of_two(quick), seed=seeds)  # the same members as in `multitask`

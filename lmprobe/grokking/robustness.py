@@ -79,6 +79,8 @@ def robustness(
         found, with_attack, {"input accuracy, random perturbation of that norm": "random_at"}
     )
     warning = phase_note(points)
+    beyond = sum(bool(record["epsilon50_censored"]) for record in attacked.values())
+    far = [f"{beyond} members withstand the largest radius: epsilon50 is {RADII[-1]:g} or more"] if beyond else []
     few = [] if len(points) >= 50 else [f"{len(points)} members: fewer than the 50 asked for"]
     return Result(
         kind="grok-robustness",
@@ -88,6 +90,7 @@ def robustness(
         notes=(
             *not_grokked_notes(found, setting),
             *few,
+            *far,
             *([warning] if warning else []),
             "epsilon50: L2 radius of an attack on an input's embeddings, in mean norms of a number's embedding, at "
             "which half of the held-out answers are wrong; an upper bound, as a better attack may exist",
@@ -133,7 +136,8 @@ def correlations(points: Sequence[Point], seed: int = 0) -> list[Row]:
     decays = np.unique([p.member.spec.weight_decay for p in points], return_inverse=True)[1]
     seeds = np.unique([p.member.spec.seed for p in points], return_inverse=True)[1]
     robust = np.array([float(p.value("epsilon50", op) or 0.0) for p in points])
-    every, inner = [], []
+    every: list[Row] = []
+    inner: list[Row] = []
     for name, metric in GEOMETRY.items():
         values = np.array([float(v) if (v := p.value(metric, op)) is not None else np.nan for p in points])
         kept = np.isfinite(values)

@@ -48,6 +48,8 @@ class Point:
         """Return a number of one operation; a censored k is the least it can be."""
         record = self.records[op]
         if record.get(f"{metric}_censored"):
+            if metric == "frequencies95":  # counted in frequencies, not in directions
+                return float(len(self.curves[op]["whole frequencies"]))
             return float(record["k_max"] + 1)
         found = record.get(metric)
         return None if found is None else float(found)

@@ -166,7 +166,8 @@ def difference_rows(first: Condition, second: Condition, at: Mapping[str, Point]
         for op in first.spec.ops:
             if op in second.spec.ops:
                 pairs = paired(first, second, lambda m, metric=metric, op=op: value_at(at, m, metric, op))  # type: ignore[misc]
-                rows.append(difference_row(name, first, second, pairs, op))
+                censored = [sum(p.censored(metric, op) for p in c.points(at)) for c in (first, second)]
+                rows.append(difference_row(name, first, second, pairs, op, censored=(censored[0], censored[1])))
     if len(first.spec.ops) == len(second.spec.ops) == 2:
         for k in OVERLAP_AT[:2]:
             pairs = paired(first, second, lambda m, k=k: overlap_of(at, m, k))  # type: ignore[misc]

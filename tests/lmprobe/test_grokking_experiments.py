@@ -17,7 +17,7 @@ from lmprobe.grokking.abliterate import abliterate, train_members
 from lmprobe.grokking.attack import RADII, _crossing, attack, embedded_forward
 from lmprobe.grokking.batch_size import FIXED, SCALED, arms, taken
 from lmprobe.grokking.cluster import train_on_cluster
-from lmprobe.grokking.conditions import conditions, curve_means, grok_rows, mean_over_seeds, metric_rows
+from lmprobe.grokking.conditions import conditions, curve_means, difference_row, grok_rows, mean_over_seeds, metric_rows
 from lmprobe.grokking.forward import forward
 from lmprobe.grokking.log_claims import CLAIMS, CONFOUNDS, LOGS_SIZE, PARTS
 from lmprobe.grokking.members import Member, read_members
@@ -31,7 +31,7 @@ from lmprobe.grokking.trilemma import pair_rows, sides
 from probecli.lm import main
 from probecore import DesignError, InputError, MissingExtraError
 from probecore.claims import Part, claim_rows
-from probecore.verdicts import judge
+from probecore.verdicts import Rule, judge
 
 SMALL = Spec(p=31, layers=1, width=64, fraction=0.8, batch=256, steps=1500, stuck_after=0, evaluate_every=50, extra=200)
 NOTHING = Spec(p=5, layers=1, width=16, fraction=0.8, batch=8, steps=20, stuck_after=0, evaluate_every=10, extra=10)
@@ -50,7 +50,7 @@ def member(spec: Spec, grok: int | None, *, last: int = 2000, accuracy: float = 
     return Member(spec, last, "grokked" if grok is not None else "steps", tuple(history), kept, Path(folder))
 
 
-def point(of: Member, since: int, *, overlap: float | None = None, **numbers: float) -> Point:
+def point(of: Member, since: int, *, overlap: float | None = None, **numbers: float | None) -> Point:
     """A point with the same record for every operation."""
     record = {"k_max": 63, "accuracy": 1.0, **numbers}
     rows = () if overlap is None else tuple({"k": k, "overlap": overlap, "chance": k / 64} for k in (10, 30))
@@ -154,6 +154,25 @@ def test_differences_are_paired_and_lost_seeds_decide_nothing() -> None:
     assert found.value == pytest.approx(10 - 0.04) and found.low > 9.8 and found.n_clusters == 5
     lost = log_evidence.compared(first, second, points[1:], "k95", ("add",), 500)
     assert lost.low is None and "only 4 of 5" in lost.reason
+
+
+def test_differences_of_censored_numbers_are_bounds_or_nothing() -> None:
+    """Censored values of the first condition make the difference a lower bound; of the second, there is none."""
+    weak = [member(s, 300) for s in grid(replace(SMALL, weight_decay=0.1), seed=range(5))]
+    one = [member(s, 300) for s in grid(SMALL, seed=range(5))]
+    first, second = conditions([*weak, *one])
+    points = [point(m, 500, k95=None, k95_censored=True) for m in weak]
+    points += [point(m, 500, k95=10 + 0.1 * m.spec.seed, k95_censored=False) for m in one]
+    bound = log_evidence.compared(first, second, points, "k95", ("add",), 500)
+    assert (
+        bound.value == pytest.approx(64 - 10.2)
+        and bound.high == math.inf
+        and judge(Rule(low=0), bound)[0] == "supported"
+    )
+    nothing = log_evidence.compared(second, first, points, "k95", ("add",), 500)
+    assert judge(Rule(low=0), nothing)[0] == judge(Rule(high=0), nothing)[0] == "not decided"
+    row = difference_row("k@95", second, first, [(10.0, 64.0)] * 5, "add", censored=(0, 5))
+    assert row["value"] is None and "least they can be" in row["value_note"]
 
 
 def test_overlap_is_read_beyond_chance_and_selective_kills_are_counted() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,6 +95,18 @@ class EditReport:
     def passed(self) -> bool:
         """Whether everything that must hold for this edit holds."""
         return not self.failures
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was asked for and what the audit found, as `edit.json` holds it."""
+        return {
+            "direction_sha256": self.direction_hash, "directions": self.k, "mode": self.mode, "sites": list(self.at),
+            "strength": self.strength, "norm_preserving": self.norm_preserving, "affine": self.affine,
+            "untied": self.untied, "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "leak_before": self.before.leak, "leak_after": self.after.leak, "leak_limit": self.after.limit,
+            "leak_tokens": self.after.tokens, "gap_to_hook_sd": self.gap, "kl_to_hook": self.kl,
+            "gap_to_hook_on_sources_sd": self.source_gap, "kl_to_hook_on_sources": self.source_kl,
+            "kl_limit": self.kl_limit, "head_same": self.head_same,
+        }  # fmt: skip
 
     def require(self) -> EditReport:
         """Return the report; raises `CertificateError` where something that must hold does not."""

@@ -1,7 +1,8 @@
 """Leak audit: what is left of a subspace in the residual stream when random tokens run through a model.
 
-Conventions. leak = max over tokens of ||Q^T x|| / rms(x), x the stream at one layer (embed, block 0 .. block L-1), rms
-over all tokens and features of that layer; for what a sub-layer adds, rms is that of the whole write before the edit.
+Conventions. leak = max over tokens of ||Q^T x|| / rms(x), x the stream of a token at one layer (embed, block 0 .. block
+L-1), rms over its features: what the next norm sees, so that a token of massive activations hides nothing of others.
+For what a sub-layer adds, rms is that of the token's write before the edit, at least that of all tokens together.
 A model of which every writer was edited leaves rounding only; a forgotten expert, bias or position table leaves 0.1 or
 more. The audit does not see the output head: an edited head is found by comparing its bytes.
 """
@@ -27,6 +28,7 @@ LEAK_LIMITS = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, to
 
 A norm computes in float32 also inside a float64 model.
 """
+NOTHING = 1e-3  # a state below this share of the size of all is measured against that: a pad's row may be zero
 KL_LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 """Largest mean KL in nats between an edit of weights and the hook it must equal that is rounding."""
 
@@ -63,11 +65,12 @@ class LeakAudit:
 class Passage:
     """One run of the audit's tokens: components along Q and sizes at every layer and write, and the logits.
 
-    components : place -> (tokens, k) float64; sizes : place -> rms. logits : (batch, time, vocabulary) float64.
+    components : place -> (tokens, k) float64; sizes : place -> (tokens,) rms over features. logits : (batch, time,
+    vocabulary) float64.
     """
 
     components: Mapping[str, Tensor] = field(repr=False)
-    sizes: Mapping[str, float]
+    sizes: Mapping[str, Tensor] = field(repr=False)
     logits: Tensor = field(repr=False)
 
 
@@ -100,12 +103,12 @@ def audit_tokens(lm: LanguageModel, texts: int = 4, length: int = 32, seed: int 
 def passage(lm: LanguageModel, frame: Tensor, ids: Tensor, writes: Iterable[str] = ()) -> Passage:
     """Run tokens through a model and keep components along the columns of `frame` (d, k) float64."""
     components: dict[str, Tensor] = {}
-    sizes: dict[str, float] = {}
+    sizes: dict[str, Tensor] = {}
 
     def keep(place: str, hidden: Tensor) -> None:
         states = hidden.detach().flatten(0, -2).cpu().double()
         components[place] = states @ frame
-        sizes[place] = float(states.square().mean().sqrt())
+        sizes[place] = states.square().mean(dim=1).sqrt()
 
     sites = tuple(writes)
     with torch.no_grad(), ExitStack() as stack:
@@ -129,14 +132,13 @@ def audit_of(
     if center is not None:
         stays = vector(center, "center") @ frame
 
-    def leak(place: str, size: float) -> float:
-        is_state = place in lm.layers
-        left = after.components[place] - (stays if is_state else 0.0)
-        return float(left.norm(dim=1).max()) / max(size, 1e-300) if frame.shape[1] else 0.0
+    def leak(left: Tensor, sizes: Tensor, least: float) -> float:
+        whole = float(sizes.square().mean().sqrt())
+        return float((left.norm(dim=1) / sizes.clamp(min=max(least * whole, 1e-300))).max()) if left.shape[1] else 0.0
 
     return LeakAudit(
-        stream={layer: leak(layer, after.sizes[layer]) for layer in lm.layers},
-        writes={site: leak(site, before.sizes[site]) for site in writes},
+        stream={place: leak(after.components[place] - stays, after.sizes[place], NOTHING) for place in lm.layers},
+        writes={site: leak(after.components[site], before.sizes[site], 1.0) for site in writes},
         limit=LEAK_LIMITS[lm.dtype] * max(1, frame.shape[1]) ** 0.5,
         tokens=len(after.components[lm.layers[0]]),
     )

@@ -4,6 +4,7 @@ import click
 
 from probecli.group import ProbeGroup
 from probecli.lm_ablate import ablate
+from probecli.lm_abliterate import abliterate
 from probecli.lm_capture import capture
 from probecli.lm_grok import grok
 from probecli.lm_lens import lens
@@ -23,5 +24,5 @@ def main() -> None:
     refuse_namesake()
 
 
-for command in (capture, probe, terrain, potential, lens, ablate, refusal, reproduce, grok, organism):
+for command in (capture, probe, terrain, potential, lens, ablate, refusal, abliterate, reproduce, grok, organism):
     main.add_command(command)

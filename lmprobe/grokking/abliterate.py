@@ -131,7 +131,7 @@ def abliterate(
                       notes=notes)  # fmt: skip
     controls = Figure(
         "controls", "lines", "curves", "The same number of other directions",
-        "Mean over seeds with t interval: its own directions, random ones, the weakest first, whole frequencies.",
+        "Mean over seeds with t interval. For whole frequencies k counts frequencies, two directions each.",
         {"x": "k", "y": "accuracy", "series": "removed", "facet": "condition", "x_title": "Directions removed",
          "y_title": "Held-out accuracy", "zero": True},
     )  # fmt: skip

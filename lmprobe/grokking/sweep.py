@@ -194,11 +194,12 @@ def phase_means(found: Sequence[Condition], points: Sequence[Point]) -> list[Row
                 if value is not None:
                     key = (place[point.member.spec.key], op, point.since)
                     groups.setdefault(key, []).append((value, point.censored("k95", op)))
-    rows = []
+    rows: list[Row] = []
     for (condition, op, since), values in sorted(groups.items()):
         mean = mean_over_seeds([v for v, _ in values], n_censored=sum(c for _, c in values))
+        low = None if mean.low is None else max(0.0, mean.low)
         rows.append(
-            {"condition": condition, "op": op, "since_grok": since, "k95": mean.value, "ci_low": mean.low,
+            {"condition": condition, "op": op, "since_grok": since, "k95": mean.value, "ci_low": low,
              "ci_high": mean.high, "n_seeds": mean.n, "ci_note": mean.note}
         )  # fmt: skip
     return rows

@@ -143,7 +143,7 @@ class _Batch:
         self.lm, self.texts, self.meter, self.replayed = lm, list(texts), meter, replayed
         ids, mask = pad([text.ids for text in texts], lm.pad_id, "left")
         kept = max(text.kept for text in texts)
-        self.more = {"logits_to_keep": kept} if accepts(lm.model, "logits_to_keep") else {}
+        self.more: dict[str, Any] = {"logits_to_keep": kept} if accepts(lm.model, "logits_to_keep") else {}
         self.recording = record(lm, ids, mask, **self.more)
         self.read = meter.read(self.recording.logits, texts)
         self.intact = meter.measure(self.read, self.read, texts)

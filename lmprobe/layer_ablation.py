@@ -27,6 +27,7 @@ from lmprobe.loading import open_model
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts, load_prompts, main_categories
+from lmprobe.refusal_odds import opening_ids
 from lmprobe.vocabulary import single_tokens
 from probecore.errors import DesignError, InputError, shorten
 from probecore.progress import meter as progress_meter
@@ -102,7 +103,7 @@ def ablate(
     arms = _arms(chosen, _blocks(layers, len(lm.sites.blocks)), len(lm.sites.blocks))
     gauge = Meter(
         span, tuple(single_tokens(lm, target, "a target")), tuple(target),
-        tuple(single_tokens(lm, refusal_openings, "a refusal opening")),
+        tuple(opening_ids(lm, refusal_openings)),
     )  # fmt: skip
     fit, test = halves(given, seed)
     texts = _texts(lm, given, gauge, max_new_tokens, template, span)

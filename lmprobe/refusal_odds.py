@@ -18,7 +18,7 @@ from lmprobe.mixing import Pair, mix_logits
 from lmprobe.models import LanguageModel
 from lmprobe.prompts import Prompts
 from lmprobe.score import log_softmax, scan_logits
-from probecore.errors import InputError, shorten
+from lmprobe.vocabulary import single_tokens
 from probecore.results import Row
 
 Floats = NDArray[np.float64]
@@ -26,19 +26,7 @@ Floats = NDArray[np.float64]
 
 def opening_ids(lm: LanguageModel, openings: Sequence[str]) -> list[int]:
     """Return the token ids of refusal openings; raises `InputError` for a text that is not exactly one token."""
-    found = []
-    for text in openings:
-        ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1 or ids[0] == getattr(lm.tokenizer, "unk_token_id", None):
-            pieces = lm.tokenizer.convert_ids_to_tokens(ids)
-            raise InputError(
-                f"a refusal opening must be one token of {lm.name}; {text!r} is {shorten([str(p) for p in pieces])}: "
-                "give its first token, with the space before it where the template leaves one"
-            )
-        found.append(int(ids[0]))
-    if len(set(found)) != len(found):
-        raise InputError(f"refusal openings must differ; got {shorten(list(openings))}: leave the repeated ones out")
-    return found
+    return single_tokens(lm, openings, "a refusal opening")
 
 
 def log_odds(pair: Pair, ids: Sequence[list[int]], openings: Sequence[int], lambdas: Sequence[float]) -> Floats:

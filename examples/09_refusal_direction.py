@@ -11,7 +11,7 @@ import numpy as np
 from lmprobe import refusal
 from lmprobe.organisms import refusal_organism
 
-found = refusal("refusal-1", limit=64, n_permutations=19, n_controls=2, n_bootstrap=200, seed=0)
+found = refusal("refusal-1", limit=64, n_permutations=19, n_controls=1, n_bootstrap=200, seed=0)
 print(found)
 
 # %% Rows are plain records
@@ -35,7 +35,7 @@ for row in (r for r in found.rows if r["measure"] == "refusal score"):
     print(f"{row['condition']:28} falls by {row['value']:6.2f}, p {row['p_value']:.2f}")
 
 # %% An organism that never refuses: nothing is claimed
-nothing = refusal("refusal-0", limit=64, n_permutations=19, n_controls=2, n_bootstrap=200, seed=0)
+nothing = refusal("refusal-0", limit=48, n_permutations=0, n_controls=1, n_bootstrap=200, seed=0)
 print(next(note for note in nothing.notes if "little refusal" in note))
 
 # %% What must hold, because we planted it

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from transformers import LlamaConfig, LlamaForCausalLM
 from zoo import TEMPLATE, WORDS, tiny, tokenizer
 
 from lmprobe import open_model, refusal, wrap_model
@@ -155,6 +157,26 @@ def test_folders_of_random_models_run(name: str, tmp_path: Path) -> None:
     assert rows_of(found, "refusal score", condition="removed")[0]["p_value"] >= 1 / 3
     assert any("choices of equal tokens" in note for note in found.notes), "the tasks' words are unknown to it"
     assert found.provenance["models"][0]["name"] == tmp_path.name
+
+
+def test_a_judge_stands_beside_the_strings_and_what_it_does_not_say_is_counted() -> None:
+    """A random model as judge: no reply is one of the three words, so every verdict is unparsed and no refusal."""
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = wrap_model(LlamaForCausalLM(config).eval(), tokenizer(TEMPLATE), name="random")
+    found = refusal(
+        wrap_model(tiny("llama"), tokenizer(TEMPLATE), name="judged"), word_prompts(), lengths=(4,), judge=judge,
+        n_permutations=0, n_controls=1, n_bootstrap=50,
+    )  # fmt: skip
+    rates = [r for r in rows_of(found, "refusal rate") if r["detector"] == "judge random"]
+    assert len(rates) == len(rows_of(found, "refusal rate")) / 2
+    assert all(r["unparsed"] == 1.0 and r["value"] == 0.0 for r in rates)
+    assert any("nobody's labels say how often judge random is right" in note for note in found.notes)
+    assert "detector" in found.columns
 
 
 def test_what_cannot_be_answered_is_refused_in_one_line(tmp_path: Path) -> None:

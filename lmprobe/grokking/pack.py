@@ -32,8 +32,6 @@ class Pack:
         self.weights, self.mean, self.square = (state[k].clone().to(device) for k in ("weights", "mean", "square"))
         self.gradient = torch.zeros_like(self.weights)
         self.parameters = {k: v.detach().requires_grad_() for k, v in views(self.weights, self.shape).items()}
-        for name, view in views(self.gradient, self.shape).items():
-            self.parameters[name].grad = view
         first = specs[0]
         self.optimiser = AdamW(first.beta1, first.beta2, first.eps, first.warmup, first.clip)
         task = self.shape.task
@@ -59,14 +57,14 @@ class Pack:
 
     def _gradients(self, rows: Tensor, step: int) -> None:
         """Fill `gradient` from rows (E, B) of this step (counted from 1)."""
-        self.gradient.zero_()
         states: dict[str, Tensor] = {}
         answers = self.answers[rows]
         logits = forward(self.shape, self.parameters, self.tokens[rows], states)
         loss = _cross_entropy(logits, answers).sum()
         if resists(self.specs[0], step) and bool(self.penalty.any()):
             loss = loss + (self.penalty * self._removed_loss(states["final"], rows, answers)).sum()
-        loss.backward()
+        found = torch.autograd.grad(loss, tuple(self.parameters.values()))  # in the order of the flat array
+        torch.cat([g.reshape(len(g), -1) for g in found], 1, out=self.gradient)
 
     def _removed_loss(self, h: Tensor, rows: Tensor, answers: Tensor) -> Tensor:
         """Return each member's loss (E,) after its leading class-mean directions are removed, its own per operation."""

@@ -13,7 +13,7 @@ flipped, adjusted over arms and lengths (Holm). A control has no interval and no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,14 +88,14 @@ class Judged:
     @property
     def refused(self) -> Floats:
         """Share of the directions under which each prompt is refused, (prompts,)."""
-        return np.mean([[verdict == "refusal" for verdict in each] for each in self.verdicts], axis=0)
+        return np.asarray(np.mean([[verdict == "refusal" for verdict in each] for each in self.verdicts], axis=0))
 
     def share(self, verdict: Verdict) -> float:
         """Return the share of answers with a verdict."""
         return float(np.mean([[found == verdict for found in each] for each in self.verdicts]))
 
 
-def judged(arms: Sequence[Arm], prompts: dict[str, Sequence[str]], detectors: Sequence[Detector]) -> list[Judged]:
+def judged(arms: Sequence[Arm], prompts: Mapping[str, Sequence[str]], detectors: Sequence[Detector]) -> list[Judged]:
     """Return every arm at every length as every detector sees it; prompts : kind -> their texts."""
     return [
         Judged(arm, n, each.name, [each.verdicts(prompts[arm.kind], texts) for texts in arm.texts[n]])

@@ -28,7 +28,7 @@ DIRECTION = "difference in means"
 def layer_rows(study: Study, found: Found, *, n_draws: int = 5, n_bootstrap: int = 1000, seed: int = 0) -> list[Row]:
     """Return a row per block and series: refusal score of harmful test prompts after removal, and before."""
     place = found.candidates.positions.index(found.position)
-    blocks = np.flatnonzero(found.candidates.exists[place])
+    blocks: list[int] = np.flatnonzero(found.candidates.exists[place]).tolist()
     series: list[tuple[str, int, Floats]] = [(DIRECTION, b, found.candidates.vectors[place, b]) for b in blocks]
     for name, vectors in _controls(study, found, n_draws, seed):
         series += [(name, b, vectors[place, b]) for b in blocks if np.linalg.norm(vectors[place, b]) > 0]
@@ -40,7 +40,7 @@ def layer_rows(study: Study, found: Found, *, n_draws: int = 5, n_bootstrap: int
     weights = cluster_weights(clusters, n_bootstrap, seed=seed)
     rows: list[Row] = []
     for name in dict.fromkeys(name for name, *_ in series):
-        for block in blocks.tolist():
+        for block in blocks:
             scores = after[[i for i, (n, b, _) in enumerate(series) if n == name and b == block]]
             if not len(scores):
                 continue

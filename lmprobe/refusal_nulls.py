@@ -133,4 +133,4 @@ def weighted_noise(states: States, is_harmful: Flags, rng: np.random.Generator) 
         n = int(kind.sum())
         weights[kind] -= weights[kind].mean()  # takes the class mean out
         weights[kind] /= np.sqrt(n * max(n - 1, 1))
-    return weighted(states, weights[None])[0]
+    return np.asarray(weighted(states, weights[None])[0])

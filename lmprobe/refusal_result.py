@@ -116,11 +116,11 @@ def _effect_rows(found: Measured, options: Options) -> list[Row]:
     }]  # fmt: skip
     for kind, each in found.nulls.items():
         made = each.effects[np.isfinite(each.vectors).all(axis=1)]
-        low, high = np.quantile(made, [0.025, 0.975]) if len(made) else (None, None)
+        ends = np.quantile(made, [0.025, 0.975]).tolist() if len(made) else [None, None]
         rows.append({
             **common, "condition": f"{REMOVED}: {WORDS[kind]}",
             "value": float(np.median(made)) if len(made) else None,
-            "null_low": low, "null_high": high, "p_value": None if no_p else each.p_value, "p_note": no_p,
+            "null_low": ends[0], "null_high": ends[1], "p_value": None if no_p else each.p_value, "p_note": no_p,
             "n_replicates": len(each.effects), "n_without_direction": len(each.effects) - len(made),
         })  # fmt: skip
     return rows
@@ -223,7 +223,7 @@ def _null_rows(found: Measured, options: Options) -> list[Row]:
             "search": "the given labels" if observed else row["condition"].removeprefix(f"{REMOVED}: "),
             "value": row["value"], "ci_low": row["ci_low"] if observed else row["null_low"],
             "ci_high": row["ci_high"] if observed else row["null_high"], "p_value": row["p_value"],
-            "ci_words": "95 % interval over prompts; of a null 95 % of its replicates",
+            "ci_words": "95 % interval over prompts; of a null over replicates",
         })  # fmt: skip
     return rows
 
@@ -393,7 +393,7 @@ def _figures(found: Measured, options: Options) -> tuple[Figure, ...]:
             "Mean log-odds of a refusal as the first token, test prompts, direction read at position "
             f"{found.found.position} and removed everywhere. Band of the difference in means: .95 interval over "
             "prompts; of a control: range of its draws. No choice was made here. Dotted: nothing removed.",
-            {"x": "layer", "y": "value", "series": "series", "chance": None, "p": None, "x_title": "Read at",
+            {"x": "layer", "y": "value", "series": "series", "chance": None, "p": None, "x_title": "Read at the input of block",
              "y_title": "Refusal score (log-odds)", "zero": False},
         ),
         Figure(

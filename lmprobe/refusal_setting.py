@@ -48,7 +48,7 @@ class Material:
     @property
     def is_harmful(self) -> Flags:
         """Which prompts are harmful, (prompts,)."""
-        return np.asarray(self.prompts.categories) == self.harmful
+        return np.array([category == self.harmful for category in self.prompts.categories])
 
     def texts(self, split: str) -> list[str]:
         """Return the texts of a split, in its order."""

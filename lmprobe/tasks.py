@@ -96,7 +96,7 @@ def answer_tasks(
     rows: list[list[int]] = []
     starts: list[int] = []
     place: list[tuple[int, int]] = []
-    kept = []
+    kept: list[Task] = []
     for task in tasks:
         ids = [list(lm.tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in task.choices]
         if len({tuple(row) for row in ids}) < len(ids) or not all(ids):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from transformers import LlamaConfig, LlamaForCausalLM
 from zoo import TEMPLATE, WORDS, tiny, tokenizer
@@ -148,11 +149,14 @@ def word_prompts(n: int = 24) -> Prompts:
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "phi", "gemma2", "mixtral"])
 def test_folders_of_random_models_run(name: str, tmp_path: Path) -> None:
     """Saved and opened by folder: rates, no planted truth, and a p that need not be small; labels mean nothing here."""
+    words = tokenizer(TEMPLATE if name != "gpt2" else None)
     tiny(name).save_pretrained(tmp_path)
-    tokenizer(TEMPLATE if name != "gpt2" else None).save_pretrained(tmp_path)
-    found = refusal(
-        tmp_path, word_prompts(), lengths=(4,), n_permutations=2, n_controls=1, n_bootstrap=50, device="cpu"
-    )
+    words.save_pretrained(tmp_path)
+    model = tmp_path
+    if name == "qwen2" and not transformers.__version__.startswith("4."):
+        # transformers 5 reads any tokenizer beside a Qwen2 configuration as Qwen's own, which knows none of the words
+        model = wrap_model(tiny(name), words, name=tmp_path.name)
+    found = refusal(model, word_prompts(), lengths=(4,), n_permutations=2, n_controls=1, n_bootstrap=50, device="cpu")
     assert rate(found, "harmful", "untouched", 4)["value"] == 0.0
     assert rows_of(found, "refusal score", condition="removed")[0]["p_value"] >= 1 / 3
     assert any("choices of equal tokens" in note for note in found.notes), "the tasks' words are unknown to it"

@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 LEVELS = (0.95, 0.5)
 OVERLAP_K = (1, 2, 3, 4, 6, 8, 12, 16, 20, 25, 30)
-N_OVERLAP = 199
+N_OVERLAP, N_CURVE = 199, 50
 WORDS = {
     "contrast": "contrast", "weakest": "weakest directions", "random": "random frames",
     "covariance": "covariance-matched frames", "harmless": "contrast of harmless halves",
@@ -132,8 +132,12 @@ def size_rows(found: Sweep, options: Options, draws: Resamples) -> list[Row]:
                     "null_mean": float(gated_share(cut, options).mean()), "p_value": None, "detail": True,
                     "p_note": "one frame is no null: compare the two values",
                 })  # fmt: skip
+    before = {"metric": "refusal of harmful prompts, untouched", "measure": "cost", "model": name,
+              **draws.share(0, curves.refused[0, 0]), "p_value": None, "p_note": NO_TEST}  # fmt: skip
+    if found.why_none:
+        return [*rows, before]
+    rows.append(before)
     costs: list[tuple[str, Row]] = [
-        ("refusal of harmful prompts, untouched", draws.share(0, curves.refused[0, 0])),
         ("refusal of harmful prompts, k* removed", draws.share(0, curves.refused[0, at])),
         ("refusal of harmless prompts, k* removed", draws.share(1, curves.over[0, at])),
         ("capability, k* removed", draws.share(2, curves.kept[0, at])),
@@ -198,12 +202,19 @@ def overlap_rows(found: Sweep, options: Options, draws: Resamples) -> tuple[list
             row |= {"metric": f"overlap, {first} with {second}", "k": sizes[first], "k_other": sizes[second]}
             truth = _planted_overlap(found, first, second)
             rows.append(row if truth is None else {**row, "planted": truth})
+            drawn = covariance_frames(found.x, found.is_signal, len(a), 2 * N_CURVE, options.seed + 4)
             for k in (k for k in OVERLAP_K if k <= min(len(a), len(b))):
-                there = subspace_overlap(a[:k], b[:k])
+                matched = np.array(
+                    [subspace_overlap(p[:k], q[:k]).overlap for p, q in zip(drawn[::2], drawn[1::2], strict=True)]
+                )
+                low, high = (float(v) for v in np.quantile(matched, [0.025, 0.975]))
+                base: Row = {"model": found.name, "pair": f"{first} with {second}", "k": k}
                 curve += [
-                    {"model": found.name, "pair": f"{first} with {second}", "k": k, "arm": arm, "overlap": value}
-                    for arm, value in (("measured", there.overlap), ("chance k / d", k / d))
-                ]
+                    {**base, "arm": "measured", "overlap": subspace_overlap(a[:k], b[:k]).overlap},
+                    {**base, "arm": "chance k / d", "overlap": k / d},
+                    {**base, "arm": WORDS["covariance"], "overlap": float(matched.mean()), "ci_low": low,
+                     "ci_high": high},
+                ]  # fmt: skip
     for name in names:
         curves = found.by_behaviour[name]
         k = sizes[name]
@@ -234,15 +245,11 @@ def overlap_rows(found: Sweep, options: Options, draws: Resamples) -> tuple[list
 
 
 def curve_rows(found: Sweep, draws: Resamples) -> list[Row]:
-    """Return refusal, capability and over-refusal of every arm at every k; controls have the range of their frames."""
+    """Return refusal and capability of every arm at every k; random controls have the range of their frames."""
     rows: list[Row] = []
     for arm, curves in found.curves.items():
         for j, k in enumerate(curves.k):
-            for what, kind, values in (
-                ("refusal", 0, curves.refused), ("capability", 2, curves.kept), ("over-refusal", 1, curves.over)
-            ):  # fmt: skip
-                if not values.shape[2]:
-                    continue
+            for what, kind, values in (("refusal", 0, curves.refused), ("capability", 2, curves.kept)):
                 row: Row = {"model": found.name, "arm": WORDS[arm], "k": k, "measure": what,
                             "panel": f"{found.name}: {what}"}  # fmt: skip
                 if len(values) == 1:
@@ -252,6 +259,12 @@ def curve_rows(found: Sweep, draws: Resamples) -> list[Row]:
                     row |= {"value": float(means.mean()), "ci_low": float(means.min()), "ci_high": float(means.max())}
                 rows.append(row)
     return rows
+
+
+def over_rows(found: Sweep, draws: Resamples) -> list[Row]:
+    """Return the share of harmless prompts that are refused at every k."""
+    curves = found.curves["contrast"]
+    return [{"model": found.name, "k": k, **draws.share(1, curves.over[0, j])} for j, k in enumerate(curves.k)]
 
 
 def behaviour_curve_rows(found: Sweep, draws: Resamples) -> list[Row]:

@@ -239,11 +239,11 @@ def sweep(
         for arm in ARMS[1:]:
             frames = frames_of(arm, x, y, k_max, options.n_curves, options.contrast, seed)
             found[arm] = curves(arm, frames, few)
-    k_star = _size(lm, study, frame, at, neutral, given, options) if not why_none else k_max
-    with meter(
-        None, f"{lm.name}: {options.n_random} frames of {k_star} directions of each control", quiet=options.quiet
-    ):
-        one_size = _one_size(lm, x, y, k_star, at, harmful, neutral, options) if not why_none else {}
+    k_star, one_size = k_max, {}
+    if not why_none:
+        k_star = _size(lm, study, frame, at, neutral, given, options)
+        with meter(None, f"{lm.name}: {options.n_random} frames of each control, k = {k_star}", quiet=options.quiet):
+            one_size = _one_size(lm, x, y, k_star, at, harmful, neutral, options)
     names = _behaviours(given, behaviours, truth)
     index = given.split.index("test")
     own = names[index[given.is_harmful[index]]]

@@ -67,8 +67,12 @@ def mean_over_seeds(values: Sequence[float], *, n_censored: int = 0, logarithm: 
         alone = "one seed has no interval"
         return Mean(back(centre), None, None, *ends, 1, n_censored, None, f"{bound}; {alone}" if bound else alone)
     error = float(x.std(ddof=1)) / math.sqrt(len(x))
+    if error == 0:  # counts that happen to agree are no proof that all seeds would
+        alike = f"{len(x)} seeds agree exactly: no spread to make an interval of"
+        note = f"{bound}; {alike}" if bound else alike
+        return Mean(back(centre), None, None, *ends, len(x), n_censored, None, note)
     half = t_quantile(len(x) - 1) * error
-    p = t_p_value(centre / error, len(x) - 1) if error > 0 and not n_censored else None
+    p = None if n_censored else t_p_value(centre / error, len(x) - 1)
     high = None if n_censored else back(centre + half)
     return Mean(back(centre), back(centre - half), high, *ends, len(x), n_censored, p, bound)
 

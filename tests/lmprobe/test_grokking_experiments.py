@@ -65,6 +65,8 @@ def test_means_over_seeds_are_t_intervals_and_censoring_takes_the_upper_end_away
     assert mean_over_seeds([2.0, 8.0], logarithm=True).value == pytest.approx(4.0)
     bound = mean_over_seeds([5.0, 65.0], n_censored=1)
     assert bound.high is None and "1 of 2" in bound.note
+    agreeing = mean_over_seeds([4.0, 4.0])
+    assert agreeing.value == 4 and agreeing.low is None and "agree exactly" in agreeing.note
     assert mean_over_seeds([]).value is None and mean_over_seeds([4.0]).low is None
 
 

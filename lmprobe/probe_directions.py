@@ -25,6 +25,7 @@ from lmprobe.probe_design import LabelDesign
 from probecore.activations import Activations
 from probecore.directions import direction, direction_stability
 from probecore.errors import DesignError, InputError
+from probecore.probes.runner import FEW_ITEMS, threads_for
 from probecore.results import Row
 from probecore.store import write_bytes
 
@@ -79,16 +80,11 @@ def probe_directions(
             row |= {"split_cosine": None, "fold_cosine": None, "cosine_low": None, "cosine_high": None}
             row |= {"n_items": len(x), "n_groups": len(np.unique(design.groups)), "note": ""}
             try:
-                stable = direction_stability(
-                    x,
-                    values,
-                    design.groups,
-                    kind,
-                    positive=positive,
-                    n_resamples=resamples,
-                    n_splits=halvings,
-                    seed=seed,
-                )
+                with threads_for(FEW_ITEMS):  # thousands of small factorisations
+                    stable = direction_stability(
+                        x, values, design.groups, kind, positive=positive, n_resamples=resamples,
+                        n_splits=halvings, seed=seed,
+                    )  # fmt: skip
                 row |= {"split_cosine": stable.split_cosine, "fold_cosine": stable.fold_cosine}
                 row |= {"cosine_low": stable.ci_low, "cosine_high": stable.ci_high}
             except DesignError as error:

@@ -25,19 +25,17 @@ Floats = NDArray[np.float64]
 def surface_controls(table: PromptTable, n_tokens: Sequence[int], label: str = "") -> dict[str, Floats]:
     """Return the controls of some prompts, name -> (prompts, features); `n_tokens` is (prompts,).
 
-    label : the column that is probed; it is never a control of itself. A control whose features are the same for all
-    prompts is left out.
+    label : the column that is probed; it is never a control of itself.
     """
     texts = table.texts
     lengths = [(n, len(text), len(text.split())) for n, text in zip(n_tokens, texts, strict=True)]
     column = next((name for name in TEMPLATE_COLUMNS if name in table.columns and name != label), None)
     kinds = [opening(text) for text in texts] if column is None else list(table.columns[column])
-    found = {
+    return {
         "length": np.array(lengths, dtype=np.float64),
         "bag of words": bag_of_words(texts),
         "template": one_hot(kinds),
     }
-    return {name: values for name, values in found.items() if values.size and (values != values[:1]).any()}
 
 
 def opening(text: str) -> str:

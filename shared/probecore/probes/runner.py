@@ -57,7 +57,7 @@ class LayerRunner:
         reason = _dead(values, self.design.n_items)
         if reason:
             return {"layer": name, "reason": reason}
-        with _threads_for(self.design.n_items):
+        with threads_for(self.design.n_items):
             # a copy: values may be read-only
             return self._scores(name, torch.tensor(values, dtype=torch.float64, device=self.device))
 
@@ -174,7 +174,7 @@ class LayerRunner:
 
 
 @contextmanager
-def _threads_for(n_items: int) -> Iterator[None]:
+def threads_for(n_items: int) -> Iterator[None]:
     """Run thousands of tiny factorisations on one thread: waking a second one for each costs more than it gives."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if n_items <= FEW_ITEMS else before)

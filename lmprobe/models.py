@@ -159,10 +159,11 @@ class LanguageModel:
     def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
             raise InputError("a prompt must hold at least 1 token; got 0: leave it out")
-        outside = [i for i in ids if not 0 <= i < self.vocabulary]
+        size = self.vocabulary
+        outside = [i for i in ids if not 0 <= i < size]
         if outside:
             raise InputError(
-                f"token ids must lie in [0, {self.vocabulary}); got {shorten(outside, most=3)}: "
+                f"token ids must lie in [0, {size}); got {shorten(outside, most=3)}: "
                 "model and tokenizer do not belong together"
             )
         return ids

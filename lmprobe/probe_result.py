@@ -22,15 +22,11 @@ def probe_result(
     metric = "R2" if design.real else "accuracy"
     title = "R²" if design.real else "Accuracy"
     profile = [row for row in rows if row["kind"] == "layer"]
-    levels = [
-        {**row, "model": f"{row['layer']} ({row['model']})" if len(names) > 1 else row["layer"], "layer": None}
-        for row in rows
-        if row["kind"] == "control"
-    ]
+    levels = _levels([row for row in rows if row["kind"] == "control"])
     whole = {**tables, "profile": [*profile, *levels]}
     figures = [
         Figure(
-            "probe_by_layer", "layer_profile", "profile", f"{label} by layer, at {at}",
+            "probe_by_layer", "layer_profile", "profile", f"{label} by layer, states at {at!r}",
             f"Cross-validated {metric} on {_new(design)} the probe has not seen; dashed: chance, the mean over "
             "exchanged labels. Dotted: what length, words and template alone give. The band is the .95 interval over "
             "resampled and refitted groups.",
@@ -57,7 +53,7 @@ def probe_result(
     figures = [figure for figure in figures if whole[figure.table]]
     return Result(
         kind="probe",
-        title=f"{label} by layer: {', '.join(names)}, at {at}",
+        title=f"{label} by layer: {', '.join(names)}, states at {at!r}",
         rows=tuple(rows),
         columns=tuple(name for name in COLUMNS if any(row.get(name) is not None for row in rows)),
         notes=(*notes, *_reading(rows, design, metric, kept)),
@@ -65,6 +61,18 @@ def probe_result(
         tables={name: tuple(records) for name, records in whole.items() if records},
         figures=tuple(figures),
     )
+
+
+def _levels(controls: Sequence[Row]) -> list[Row]:
+    """Return controls as levels without a layer, once where they are the same for all models."""
+    values: dict[str, set[float | None]] = {}
+    for row in controls:
+        values.setdefault(row["layer"], set()).add(row["value"])
+    found: dict[str, Row] = {}
+    for row in controls:
+        name = row["layer"] if len(values[row["layer"]]) == 1 else f"{row['layer']} ({row['model']})"
+        found.setdefault(name, {**row, "model": name, "layer": None})
+    return list(found.values())
 
 
 def _new(design: LabelDesign) -> str:

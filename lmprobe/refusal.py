@@ -43,8 +43,9 @@ from lmprobe.refusal_answers import (
     run_arm,
 )
 from lmprobe.refusal_layers import layer_rows
+from lmprobe.refusal_measured import WORDS, Measured
 from lmprobe.refusal_nulls import NULLS, Null, null
-from lmprobe.refusal_result import WORDS, Measured, refusal_result
+from lmprobe.refusal_result import refusal_result
 from lmprobe.refusal_score import given_tokens
 from lmprobe.refusal_search import Found, Study, search
 from lmprobe.refusal_setting import Material, material, study_of
@@ -118,7 +119,7 @@ def refusal(
     refusal_openings
         Tokens that open a refusal; without them they are derived from the extract split.
     tasks
-        A CSV of tasks (`lmprobe.tasks`); None is the packaged set, for the refusal organisms copying.
+        A CSV of tasks (`lmprobe.tasks`); None is the packaged set, for prompts of the refusal organisms copying.
     limit
         Draw this many prompts of each kind.
     n_controls
@@ -191,7 +192,7 @@ def _measure(
     with meter(None, "answers", quiet=options.quiet):
         arms = _arms(study, found, nulls, given, options)
     answers, borrowed, detectors = _answer_rows(arms, study, given, options)
-    cost, cost_rows = _cost(study, given, found, nulls["random"], options, bool(truth))
+    cost, cost_rows = _cost(study, given, found, nulls["random"], options)
     return Measured(
         lm, given, study, found, nulls, layers, arms, answers + borrowed, detectors, cost, cost_rows, dict(truth)
     )
@@ -261,9 +262,7 @@ def _answer_rows(
     return rates, borrowed, about
 
 
-def _cost(
-    study: Study, given: Material, found: Found, random: Null, options: Options, organism: bool
-) -> tuple[Capability, list[Row]]:
+def _cost(study: Study, given: Material, found: Found, random: Null, options: Options) -> tuple[Capability, list[Row]]:
     """Return capability under removal of the direction and of random ones, on prompts that chose nothing."""
     texts = list(given.others.texts) if len(given.others) >= 8 else [
         text for text, bad in zip(given.texts("test"), study.splits["test"].is_harmful, strict=True) if not bad
@@ -271,7 +270,7 @@ def _cost(
     texts = texts[:MOST_CAPABILITY]
     tasks = options.tasks
     if tasks is None:
-        tasks = copying_tasks(texts) if organism else load_tasks()
+        tasks = copying_tasks(texts) or load_tasks()
     vectors = np.concatenate([found.vector[None], drawn(random, options.n_controls)])
     cost = capability(study.lm, texts, vectors, tasks, template=options.template, batch_tokens=study.batch_tokens)
     rows = capability_rows(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmprobe.candidates import describe_candidates
-from lmprobe.capability import Capability
 from lmprobe.direction_file import NAME, direction_table
 from lmprobe.direction_selection import near_best
-from lmprobe.generate import not_applied
 from lmprobe.models import LanguageModel
-from lmprobe.refusal_answers import REMOVED, UNTOUCHED, Arm
-from lmprobe.refusal_nulls import Null, effect_of
-from lmprobe.refusal_search import Found, Study
-from lmprobe.refusal_setting import FEW, Material, form_notes
+from lmprobe.refusal_answers import REMOVED, UNTOUCHED
+from lmprobe.refusal_measured import WORDS, Measured
+from lmprobe.refusal_notes import notes
+from lmprobe.refusal_nulls import effect_of
+from lmprobe.refusal_setting import Material
 from probecore.ablation.paired import mean_with_interval
-from probecore.errors import shorten
 from probecore.provenance import provenance
 from probecore.results import Figure, Result, Row
 from probecore.stats.bootstrap import cluster_weights
@@ -32,25 +29,6 @@ COLUMNS = (
     "corrected", "corrected_low", "corrected_high", "p_value", "p_adjusted", "n_prompts",
 )  # fmt: skip
 FACTS = ("architecture", "revision", "weights_hash", "tokenizer_hash", "dtype", "device")
-WORDS = {"permuted": "permuted labels", "covariance": "covariance-matched", "random": "random"}
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Everything that was measured on one model."""
-
-    lm: LanguageModel
-    material: Material = field(repr=False)
-    study: Study = field(repr=False)
-    found: Found = field(repr=False)
-    nulls: Mapping[str, Null] = field(repr=False)
-    layers: list[Row] = field(repr=False)
-    arms: list[Arm] = field(repr=False)
-    answers: list[Row] = field(repr=False)
-    detectors: list[Row] = field(repr=False)
-    cost: Capability = field(repr=False)
-    cost_rows: list[Row] = field(repr=False)
-    truth: dict[str, Any] = field(repr=False)
 
 
 def refusal_result(found: Measured, options: Options, *, packaged: bool, keep_answers: bool, command: str) -> Result:
@@ -80,7 +58,7 @@ def refusal_result(found: Measured, options: Options, *, packaged: bool, keep_an
         title=f"Refusal direction of {lm.name}: {place}",
         rows=tuple(rows),
         columns=columns,
-        notes=tuple(_notes(found, options, packaged, keep_answers, grid)),
+        notes=tuple(notes(found, options, packaged, keep_answers, grid)),
         provenance=provenance(
             seed=options.seed, device=str(lm.device), command=command,
             prompts={"source": given.prompts.source, "hash": given.prompts.digest, **given.prompts.counts},
@@ -265,116 +243,6 @@ def _texts(found: Measured) -> list[Row]:
     ]  # fmt: skip
 
 
-def _notes(found: Measured, options: Options, packaged: bool, keep_answers: bool, grid: Sequence[Row]) -> list[str]:
-    lm, given, direction, study = found.lm, found.material, found.found, found.study
-    sizes, chosen = given.split.sizes, direction.selection
-    notes = []
-    if packaged:
-        notes.append(
-            "no --model was given: this is the packaged organism refusal-1, a tiny SYNTHETIC model that refuses "
-            "invented topic words and in which one direction is planted; nothing here is a finding about a real "
-            "language model"
-        )
-    n_may = sum(bool(row["may_choose"]) for row in grid)
-    if chosen.relaxed:
-        notes.append(
-            f"NO candidate of {n_may} passes the rule (bypass smallest, KL <= .1, induce >= 0); the limit of "
-            f"{' and of '.join(chosen.relaxed)} was given up to have one: by the rule of Arditi et al. this model has "
-            "no single refusal direction on these prompts"
-        )
-    else:
-        notes.append(
-            f"{int(chosen.kept.sum())} of {n_may} candidates pass the rule (KL <= .1, induce >= 0), the smallest "
-            "bypass was taken; table 'candidates' has all of them"
-        )
-    notes.append(_token_note(found))
-    notes.append(
-        f"directions from {sizes['extract']} prompts, the choice from {sizes['select']}, every number here from "
-        f"{sizes['test']} others; no near-duplicates across splits ({given.split.n_clusters} clusters, the largest of "
-        f"{given.split.largest_cluster}, {sizes['left out']} prompts left out)"
-    )
-    notes.append(_null_note(found, options))
-    notes += _detector_notes(found, options)
-    rates = {
-        (row["condition"], row["kind"]): row["value"] for row in found.answers
-        if row["measure"] == "refusal rate" and row["tokens"] == max(options.lengths)
-        and row["detector"] == options.detectors[0].name
-    }  # fmt: skip
-    if rates[UNTOUCHED, given.harmful] < 0.2:
-        notes.append(
-            f"the untouched model is seen to refuse {rates[UNTOUCHED, given.harmful]:.0%} of {given.harmful} prompts: "
-            "there is little refusal to remove, or the detector does not know its words"
-        )
-    if min(int((study.splits["test"].is_harmful == kind).sum()) for kind in (True, False)) < FEW:
-        notes.append(f"fewer than {FEW} test prompts of a kind: rates are coarse, read their intervals")
-    notes += form_notes(given, [len(row) for row in _rows(found)])
-    if found.cost.tasks is not None and found.cost.tasks.left_out:
-        notes.append(
-            f"{found.cost.tasks.left_out} task items have choices of equal tokens for this tokenizer and are left out"
-        )
-    if not keep_answers:
-        notes.append(
-            "answers are not kept: those of an edited model to harmful prompts can be harmful text (--keep-answers)"
-        )
-    ignored = not_applied(lm)
-    if ignored:
-        notes.append(f"decoded greedily; the generation config asks for {', '.join(ignored)}, not applied")
-    return notes
-
-
-def _rows(found: Measured) -> list[list[int]]:
-    """Return formatted prompts in the order of the material; those left out of every split count as empty."""
-    rows: list[list[int]] = [[] for _ in range(len(found.material.prompts))]
-    for name, split in found.study.splits.items():
-        for i, row in zip(found.material.split.index(name), split.rows, strict=True):
-            rows[i] = row
-    return rows
-
-
-def _token_note(found: Measured) -> str:
-    tokens = found.found.tokens
-    shown = shorten([repr(text) for text in tokens.texts])
-    if tokens.harmful is None or tokens.harmless is None:
-        return f"refusal score: log-odds that the first token of an answer is {shown} (given)"
-    return (
-        f"refusal score: log-odds that the first token of an answer is {shown}, derived from the extract split "
-        f"(most probable for {tokens.harmful:.0%} of {found.material.harmful} and {tokens.harmless:.0%} of "
-        f"{found.material.harmless} prompts){': ' + tokens.note if tokens.note else ''}"
-    )
-
-
-def _null_note(found: Measured, options: Options) -> str:
-    if not options.n_permutations:
-        return "no p of the direction: no replicates were asked for (--permutations)"
-    where = "inside pairs" if found.material.paired else "between clusters of near-duplicates"
-    return (
-        f"p of the direction is that of permuted labels: {options.n_permutations} exchanges {where}, each with its own "
-        "refusal tokens, directions and choice. It says that the labels matter, not that no other direction would do: "
-        "for that read the rows 'removed: ...'. Random directions are easy to beat; those matched in covariance, and "
-        "differences of permuted labels, are what the states vary along anyway, which in a model that refuses some "
-        "prompts includes its refusal direction: a large p there is no evidence against the direction"
-    )
-
-
-def _detector_notes(found: Measured, options: Options) -> list[str]:
-    notes = []
-    if options.labelled:
-        names = ", ".join(each.name for each in options.labelled)
-        notes.append(f"rates are corrected (Rogan and Gladen) with people's labels of answers: {names}")
-    else:
-        notes.append(
-            "rates are as the detector sees them; without people's labels of this model's own answers (--labels) they "
-            "are not corrected. On five models of XSTest the twelve markers find .06 to 1.00 of the refusals: details "
-            "and the table 'detectors' show what each of these would make of the rates"
-        )
-    unknown = [
-        each.name for each in options.detectors if not any(row["detector"] == each.name for row in found.detectors)
-    ]
-    if unknown:
-        notes.append(f"nobody's labels say how often {', '.join(unknown)} is right: give some with --labels")
-    return notes
-
-
 def _template(lm: LanguageModel, options: Options) -> str:
     return "chat" if options.template == "chat" or (options.template == "auto" and lm.has_template) else "raw"
 
@@ -393,7 +261,7 @@ def _figures(found: Measured, options: Options) -> tuple[Figure, ...]:
             "Mean log-odds of a refusal as the first token, test prompts, direction read at position "
             f"{found.found.position} and removed everywhere. Band of the difference in means: .95 interval over "
             "prompts; of a control: range of its draws. No choice was made here. Dotted: nothing removed.",
-            {"x": "layer", "y": "value", "series": "series", "chance": None, "p": None, "x_title": "Read at the input of block",
+            {"x": "layer", "y": "value", "series": "series", "chance": None, "p": None, "x_title": "Input of block",
              "y_title": "Refusal score (log-odds)", "zero": False},
         ),
         Figure(

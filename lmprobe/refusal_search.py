@@ -176,7 +176,7 @@ def search(
     if not (there & allowed).any():
         raise DesignError(
             "harmful and harmless prompts have equal mean states at all end positions of the blocks the rule chooses "
-            "from: there is no direction; check that the two files differ"
+            "from: there is no direction; check that the two files differ, and that the tokenizer knows their words"
         )
     scores = candidate_scores(
         study.lm,

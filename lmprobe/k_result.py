@@ -133,6 +133,11 @@ def _notes(found: Sequence[Sweep], options: Options, packaged: bool) -> list[str
         name = each.name
         if each.why_none:
             notes.append(f"{each.why_none}: no k@q, no controls, no overlap")
+        if each.relaxed:
+            notes.append(
+                f"{name}: NO candidate passes the rule that chooses the site; given up: {', '.join(each.relaxed)}. "
+                "Directions at another site may do with fewer"
+            )
         if each.k_max < options.k_max:
             notes.append(f"{name}: k goes to {each.k_max}, as many as prompts and width allow")
         n = int(each.is_signal.sum())

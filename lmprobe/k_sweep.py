@@ -101,6 +101,7 @@ class Sweep:
     extract_behaviour : (extract prompts,), "" for harmless ones. k_star : size at which controls are compared, chosen
     on the select split. one_size : control -> gated share removed by each of its frames of that size. by_behaviour :
     behaviour -> curves of the removal of its own directions. clusters : of test harmful, harmless, neutral prompts.
+    why_none : why there is nothing to remove. relaxed : limits of the rule that were given up to choose a site.
     """
 
     lm: LanguageModel = field(repr=False)
@@ -122,6 +123,7 @@ class Sweep:
     by_behaviour: Mapping[str, Curves] = field(repr=False)
     clusters: tuple[Ints, Ints, Ints] = field(repr=False)
     why_none: str
+    relaxed: tuple[str, ...]
     truth: dict[str, Any] = field(repr=False)
 
 
@@ -260,7 +262,8 @@ def sweep(
     span = span_again(x, y, extract.cluster, k_star, options.contrast, 100, seed)
     return Sweep(
         lm, lm.name, given, site, chosen.position, k_max, x, y, extract.cluster, found, k_star, one_size, spectrum,
-        span, own, mine, by_behaviour, tuple(c for _, c in sets), why_none, dict(truth or {}),  # type: ignore[arg-type]
+        span, own, mine, by_behaviour, tuple(c for _, c in sets), why_none,  # type: ignore[arg-type]
+        chosen.selection.relaxed, dict(truth or {}),
     )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ ANALYSES = {
         "terrain",
         "potential",
         "refusal",
+        "k_sweep",
         "abliteration",
         "layer_ablation",
         "lens",

@@ -140,7 +140,7 @@ SWEEP = ("contrast", "detector_name", "max_new_tokens", "n_random", "n_permutati
 )
 @common
 @click.pass_context
-def abliterate(context: click.Context, **asked: Any) -> None:  # noqa: ANN401
+def abliterate(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN401
     """Take a direction out of everything a model writes, in its weights, and measure what that did.
 
     Every tensor that writes into the residual stream is found and edited (token and position tables, attention, MLP,

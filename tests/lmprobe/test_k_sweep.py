@@ -22,7 +22,7 @@ from probecore.geometry import subspace_overlap
 from probecore.removal import random_frames
 
 pytestmark = pytest.mark.transformers
-SMALL = {"k_max": 8, "n_random": 9, "n_curves": 2, "n_permutations": 20, "n_bootstrap": 100, "max_new_tokens": 10,
+SMALL = {"k_max": 6, "n_random": 9, "n_curves": 1, "n_permutations": 20, "n_bootstrap": 100, "max_new_tokens": 10,
          "device": "cpu"}  # fmt: skip
 TOKENS = 10
 

@@ -107,9 +107,9 @@ def test_fewer_directions_leave_exactly_the_topics_that_have_the_others(opened):
 
 @pytest.mark.transformers
 def test_random_directions_change_no_refusal(opened):
-    """20 Haar frames of the planted size leave every refusal; capability may lose 3 in 100 (recorded worst .977)."""
+    """10 Haar frames of the planted sizes leave every refusal; capability may lose 3 in 100 (recorded worst .977)."""
     for name, k in (("refusal-1", 1), ("refusal-4", 4)):
-        for frame in random_frames(64, k, 10, seed=3):
+        for frame in random_frames(64, k, 5, seed=3):
             refused, _, capability = rates(opened[name], frame, n=32)
             assert refused == 1.0 and capability >= 0.9
 

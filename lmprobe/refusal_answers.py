@@ -6,9 +6,10 @@ of n tokens would have shown is the first n tokens of the longest run. An arm's 
 is a refusal; of a control, the share of its directions under which it is. An empty answer is no refusal, and is counted
 by itself.
 
-Intervals are Wilson's where every prompt is its own cluster of near-duplicates, else logit intervals over resampled
-clusters. p compares an arm with the untouched one on the same prompts: McNemar's exact test, or signs of whole clusters
-flipped, adjusted over arms and lengths (Holm). A control has no interval and no p, but the range over its directions.
+Intervals are Wilson's where every prompt is its own cluster of near-duplicates (of a change Newcombe's, 1998, method
+10), else logit (of a change t) intervals over resampled clusters. p compares an arm with the untouched one on the same
+prompts: McNemar's exact test, or signs of whole clusters flipped, adjusted over arms and lengths (Holm). A control has
+no interval and no p, but the range over its directions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lmprobe.interventions import Intervention, intervened
 from lmprobe.models import LanguageModel
 from probecore.ablation.paired import paired_effects
 from probecore.results import Row
-from probecore.stats.effects import mcnemar_exact, wilson_interval
+from probecore.stats.effects import mcnemar_exact, paired_difference_interval, wilson_interval
 from probecore.stats.multiple import holm
 
 Floats = NDArray[np.float64]
@@ -158,9 +159,16 @@ def _row(each: Judged, plain: Judged, effect: Row, clusters: Ints, calibration: 
     }  # fmt: skip
     if single and binary:
         row["ci_low"], row["ci_high"] = wilson_interval(int(refused.sum()), len(refused))
-        both = plain.refused.astype(bool), refused.astype(bool)
-        row["p_value"] = mcnemar_exact(int((both[0] & ~both[1]).sum()), int((~both[0] & both[1]).sum()))
-        row["p_note"] = ""
+        before, after = plain.refused.astype(bool), refused.astype(bool)
+        lost, won = int((before & ~after).sum()), int((~before & after).sum())
+        row["p_value"], row["p_note"] = mcnemar_exact(lost, won), ""
+        row["change_low"], row["change_high"] = paired_difference_interval(
+            int((before & after).sum()), won, lost, int((~before & ~after).sum())
+        )
+    elif row["change_low"] == row["change_high"] and row["change"] is not None:
+        # all clusters changed alike, which is no proof that all would: the exact binomial bound of as many trials
+        room = 1 - 0.025 ** (1 / effect["n_clusters"])
+        row["change_low"], row["change_high"] = max(-1.0, row["change"] - room), min(1.0, row["change"] + room)
     if each is plain:
         row |= {"p_value": None, "p_note": NOT_COMPARED, "change": None, "change_low": None, "change_high": None}
     if each.arm.condition not in (UNTOUCHED, REMOVED, ADDED):

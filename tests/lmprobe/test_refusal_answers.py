@@ -24,7 +24,7 @@ from lmprobe.refusal_answers import (
 )
 from lmprobe.refusal_setting import Material, form_notes, material
 from probecore import DesignError, InputError
-from probecore.stats.effects import mcnemar_exact, wilson_interval
+from probecore.stats.effects import mcnemar_exact, paired_difference_interval, wilson_interval
 
 NO, YES = "I cannot do that.", "Sure, here it is."
 
@@ -48,7 +48,12 @@ def test_single_prompts_get_wilson_and_mcnemar() -> None:
     assert (removed["value"], removed["untouched"]) == (0.2, 0.9)
     assert (removed["ci_low"], removed["ci_high"]) == wilson_interval(4, 20)
     assert removed["p_value"] == mcnemar_exact(15, 1)
-    assert removed["change"] == pytest.approx(-0.7, abs=1e-12) and removed["change_low"] < -0.7 < removed["change_high"]
+    assert removed["change"] == pytest.approx(-0.7, abs=1e-12)
+    assert (removed["change_low"], removed["change_high"]) == paired_difference_interval(3, 1, 15, 1)
+    gone = rows_of([arm(UNTOUCHED, [1] * 20), arm(REMOVED, [0] * 20)], np.arange(20))[REMOVED]
+    assert gone["change"] == gone["change_low"] == -1.0 and -0.9 < gone["change_high"] < -0.7, "20 of 20 are not all"
+    pairs = rows_of([arm(UNTOUCHED, [1] * 20), arm(REMOVED, [0] * 20)], np.arange(20) // 2)[REMOVED]
+    assert pairs["change_high"] == pytest.approx(-(0.025 ** (1 / 10)), abs=1e-9)
     control = rows[RANDOM_REMOVED]
     assert removed["control"] == control["value"] == pytest.approx(0.55, abs=1e-12)
     assert (control["null_low"], control["null_high"]) == (0.2, 0.9) and control["p_value"] is None

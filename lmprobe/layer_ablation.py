@@ -308,7 +308,7 @@ def _vectors(
         if not np.linalg.norm(vector) > 0:
             raise DesignError(
                 f"{first} and {second} prompts must differ at block {i}; their means are equal there: "
-                "give --direction, or other prompts"
+                "give --direction or other prompts, or leave --kind project and add out"
             )
         found[i] = vector
     return found

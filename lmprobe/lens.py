@@ -125,13 +125,14 @@ def lens(
                 found.notes.append(_tuned_note(name, own))
             advance(1)
     several = len(wanted) > 1
+    columns = lens_rows.SET_COLUMNS if versus else lens_rows.text_columns(target, "held-out loss" in found.tables)
     figures = list(lens_rows.set_figures(versus.first, versus.second, several)) if versus is not None else []
     figures += [lens_rows.tuned_figure(several)] if "held-out loss" in found.tables else []
     return Result(
         kind="lens",
         title="Logit lens: " + ", ".join(names),
         rows=tuple(found.rows),
-        columns=lens_rows.TEXT_COLUMNS if versus is None else lens_rows.SET_COLUMNS,
+        columns=columns,
         notes=(*name_notes(wanted), *_notes(found, versus, given, models is None), *found.notes),
         provenance=provenance(
             seed=seed,
@@ -174,9 +175,10 @@ def _texts(
             found.gap = max(found.gap, reading.gap)
             unique = {i: label for i, label in _labelled(lm, reading.lens.top_id)}
             said = [[[unique[i] for i in cell] for cell in layer] for layer in reading.lens.top_id.tolist()]
+            losses = None if tuned is None else tuned.held_out[int(kind == "tuned")].mean(axis=-1)
             rows = lens_rows.text_rows(
-                name, number, reading, labels, said, target, kind, detail=given is not None
-            )  # fmt: skip
+                name, number, reading, labels, said, target, kind, held_out=losses, detail=given is not None
+            )
             found.rows += rows
             table = f"map {name} {number}" + (" tuned" if kind == "tuned" else "")
             cells = lens_rows.map_table(rows)

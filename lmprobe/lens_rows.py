@@ -51,12 +51,14 @@ def text_rows(
     targets: Sequence[str],
     kind: str,
     *,
+    held_out: Floats | None = None,
     detail: bool,
 ) -> list[Row]:
     """Return a row per layer and position.
 
-    labels : of the text's tokens. said : (layers, positions, top) labels of the most probable ids. detail : whether
-    all rows stay out of the printed table; else only those of the last position are in it.
+    labels : of the text's tokens. said : (layers, positions, top) labels of the most probable ids. held_out : (layers -
+    1,) loss of this lens on held-out texts. detail : whether all rows stay out of the printed table; else only those of
+    the last position are in it.
     """
     lens, rows = reading.lens, []
     floor = float(reading.noise.max())
@@ -71,11 +73,22 @@ def text_rows(
                 "ci_low": None, "ci_high": None, "ci_note": ONE_TEXT_CI,
                 "detail": detail or t < len(labels) - 1,
             }  # fmt: skip
+            if held_out is not None:
+                row["held_out_kl_nats"] = float(held_out[k]) if k < len(held_out) else None
+                if k == len(held_out):
+                    row["held_out_kl_note"] = EXACT
             for j, target in enumerate(targets):
-                row[f"rank_of_{target}"] = int(lens.target_rank[k, t, j])
-                row[f"log_p_of_{target}"] = lens.target_log_prob[k, t, j]
+                row[f"rank_of_{target!r}"] = int(lens.target_rank[k, t, j])
+                row[f"log_prob_of_{target!r}"] = lens.target_log_prob[k, t, j]
             rows.append(row)
     return rows
+
+
+def text_columns(targets: Sequence[str], tuned: bool) -> tuple[str, ...]:
+    """Return the columns of the printed table of texts."""
+    held_out = ("held_out_kl_nats",) if tuned else ()
+    followed = (name for target in targets for name in (f"rank_of_{target!r}", f"log_prob_of_{target!r}"))
+    return (*TEXT_COLUMNS[:-1], *held_out, *followed, TEXT_COLUMNS[-1])
 
 
 def says(labels: Sequence[str], probabilities: Floats) -> str:
@@ -130,8 +143,8 @@ def contrast_rows(
         one_sided=True, notes={}, values=None, resolution=resolution**2,
     )  # fmt: skip
     for k, row in enumerate(rows):
-        row["says_more"] = _moved(found.more[k], names)
-        row["says_less"] = _moved(found.less[k], names)
+        row["says_more"] = _moved(found.more[k], names) or None
+        row["says_less"] = _moved(found.less[k], names) or None
     for metric, values in measures.items():
         zero = {len(values) - 1: EXACT} if metric == KL else {}
         rows += _family(

@@ -115,7 +115,12 @@ def test_the_result_shows_both_lenses_and_the_loss(turned, tmp_path):
     rows = [row for row in result.rows if row.get("metric") == lens_rows.HELD_OUT]
     assert [row["layer"] for row in rows] == list(turned.layers[:-1])
     assert all(row["value"] == pytest.approx(row["first"] - row["second"]) and row["n_texts"] == 3 for row in rows)
-    assert {row["lens"] for row in result.shown} == {"plain", "tuned"}
+    shown = {(row["lens"], row["layer"]): row for row in result.shown}
+    assert len(shown) == 2 * len(turned.layers) and "held_out_kl_nats" in result.columns
+    for row in rows:
+        assert shown["tuned", row["layer"]]["held_out_kl_nats"] == pytest.approx(row["first"])
+        assert shown["plain", row["layer"]]["held_out_kl_nats"] == pytest.approx(row["second"])
+    assert shown["tuned", "block 2"]["held_out_kl_nats"] is None
     assert {"map turned 1", "map turned 1 tuned", "held-out loss"} <= set(result.tables)
     loaded = lens(turned, prompt="w1 w2 w3", tuned=tmp_path / "out")
     assert loaded.rows == result.rows

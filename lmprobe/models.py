@@ -127,10 +127,11 @@ class LanguageModel:
         if isinstance(prompts, str) or not len(prompts):
             raise InputError(f"prompts must be a list of at least 1 prompt; got {prompts!r:.60}")
         rows = [self.format(prompt, system, template) for prompt in prompts]
-        too_long = [i for i, row in enumerate(rows) if self.context is not None and len(row) + room > self.context]
+        context = self.context  # looked up in the modules: once, not once a prompt
+        too_long = [i for i, row in enumerate(rows) if context is not None and len(row) + room > context]
         if too_long:
             raise InputError(
-                f"a prompt and {room} more tokens must fit into the {self.context} tokens of {self.name}; prompts "
+                f"a prompt and {room} more tokens must fit into the {context} tokens of {self.name}; prompts "
                 f"{shorten(too_long)} have {shorten([len(rows[i]) for i in too_long])}: shorten them"
             )
         return rows
@@ -223,6 +224,7 @@ def wrap_model(
         "attention": certificate.facts["attention"],
         "device": certificate.facts["device"],
         "encoder": encoder,
+        "quantised": certificate.facts["quantised"],
         "stop_ids": list(stops),
         "versions": {key: value for key, value in versions().items() if key in ("python", "torch", "transformers")},
     }

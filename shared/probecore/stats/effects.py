@@ -154,9 +154,9 @@ def paired_difference_interval(
     (low1, high1), (low2, high2) = wilson_interval(first, n, level), wilson_interval(second, n, level)
     p1, p2 = first / n, second / n
     margins = first * (n - first) * second * (n - second)
-    cross = both * neither - only_first * only_second
+    cross = float(both * neither - only_first * only_second)
     if cross > 0:
-        cross = max(cross - n / 2, 0)  # continuity, as published
+        cross = max(cross - n / 2, 0.0)  # continuity, as published
     phi = cross / math.sqrt(margins) if margins else 0.0
     down = math.sqrt(max(0.0, (p1 - low1) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2) + (high2 - p2) ** 2))
     up = math.sqrt(max(0.0, (high1 - p1) ** 2 - 2 * phi * (high1 - p1) * (p2 - low2) + (p2 - low2) ** 2))

@@ -144,6 +144,7 @@ def model_facts(lm: LanguageModel, name: str) -> Row:
         "name": name,
         **{field: lm.info[field] for field in fields},
         "device": lm.info["device"],
+        **({"quantised": True} if lm.info["quantised"] else {}),
         **{key: record[key] for key in record if key == "interventions"},
         "certificate": {"summary": f"{len(held)} of {len(asked)} checks hold", **lm.certificate.to_json()},
     }

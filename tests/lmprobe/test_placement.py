@@ -7,8 +7,8 @@ import pytest
 import torch
 from zoo import PROMPTS, tiny, tokenizer
 
-from lmprobe import capture, open_model
-from probecore import InputError
+from lmprobe import capture, open_model, wrap_model
+from probecore import CertificateError, InputError
 
 pytestmark = pytest.mark.transformers
 PRESENT = importlib.util.find_spec("accelerate") is not None
@@ -56,3 +56,29 @@ def test_options_of_from_pretrained_are_handed_on(folder):
     with pytest.raises(InputError, match="could not be loaded"):
         open_model(folder, device="cpu", load_options={"no_such_option": 1}, quiet=True)
     assert torch.get_default_dtype() == torch.float32
+
+
+def coarse_llama():
+    """Return a model whose MLPs round to scales of the whole pass, as 8-bit kernels do: 1 % of the largest value."""
+    model = tiny("llama")
+
+    def hook(module, args, output):
+        step = output.abs().max() * 0.01
+        return (output / step).round() * step
+
+    for block in model.model.layers:
+        block.mlp.register_forward_hook(hook)
+    return model
+
+
+def test_a_quantised_model_is_read_and_its_noise_floor_says_how_coarse_it_is():
+    """The same arithmetic in a model that does not say that it is quantised is a fault, and is refused."""
+    with pytest.raises(CertificateError, match="'causal'"):
+        capture(wrap_model(coarse_llama(), tokenizer()), PROMPTS)
+    model = coarse_llama()
+    model.is_quantized = True
+    lm = wrap_model(model, tokenizer())
+    assert lm.info["quantised"] and 1e-3 < lm.certificate.noise_floor < 0.1
+    together, alone = (capture(lm, PROMPTS, layers="block 2", deterministic=one).values("block 2") for one in (0, 1))
+    gap = np.abs(together - alone).max()
+    assert 1e-4 < gap < 0.2 * np.sqrt((alone**2).mean())

@@ -23,7 +23,7 @@ LABELS: Mapping[str, bool | None] = {
     "refusal": True, "compliance": False, "partial": None, "2_full_refusal": True, "1_full_compliance": False,
     "3_partial_refusal": None,
 }  # fmt: skip
-POOLED = "XSTest, pooled"
+POOLED, POOLED_OTHERS = "XSTest, pooled", "other models, pooled"
 
 
 @dataclass(frozen=True)
@@ -65,26 +65,32 @@ def read_labelled(source: str | Path) -> LabelledAnswers:
 
 
 def calibrations_of(
-    detector: Detector, labelled: Sequence[LabelledAnswers]
+    detector: Detector, own: Sequence[LabelledAnswers], others: Sequence[LabelledAnswers] = ()
 ) -> tuple[dict[str, Calibration], Calibration | None]:
-    """Return the counts of a detector by source, and their sum where the sources are the model's own answers.
+    """Return the counts of a detector by source, and their sum over the model's own answers, None where there are none.
 
-    labelled : files of the answers of the model that is measured; none takes the packaged counts on XSTest, which are
-        of other models: their sum corrects nothing, so the second value is None.
+    own : answers of the model that is measured: they can correct its rates. others : answers of other models, which say
+    how far a detector can be off and correct nothing. Without either the packaged counts on XSTest stand in for others.
     """
-    if labelled:
-        found = {
-            each.name: calibrate(detector.verdicts(each.prompts, each.answers), each.is_refusal) for each in labelled
-        }
-        return found, pooled(list(found.values()))
+    counted = {
+        each.name: calibrate(detector.verdicts(each.prompts, each.answers), each.is_refusal) for each in (*own, *others)
+    }
+    total = pooled([counted[each.name] for each in own]) if own else None
+    if others and not own:
+        counted = {POOLED_OTHERS: pooled(list(counted.values())), **counted}
+    if counted:
+        return counted, total
     published = published_calibrations().get(detector.name, {})
     return ({POOLED: pooled(list(published.values())), **published} if published else {}), None
 
 
-def detector_rows(detector: Detector, found: Mapping[str, Calibration], own: bool) -> list[Row]:
-    """Return one row per source of labels: sensitivity, specificity, J, and why rates cannot be corrected with it."""
+def detector_rows(detector: Detector, found: Mapping[str, Calibration], own: Sequence[str]) -> list[Row]:
+    """Return one row per source of labels: sensitivity, specificity, J, and why rates cannot be corrected with it.
+
+    own : names of the sources that are answers of the model that is measured.
+    """
     return [
-        {"detector": detector.name, "source": name, "own_answers": own, **c.row(), "not_usable": c.usable}
+        {"detector": detector.name, "source": name, "own_answers": name in own, **c.row(), "not_usable": c.usable}
         for name, c in found.items()
     ]
 

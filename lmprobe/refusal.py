@@ -70,6 +70,7 @@ class Options:
     lengths: tuple[int, ...]
     detectors: tuple[Detector, ...]
     labelled: tuple[LabelledAnswers, ...] = field(repr=False)
+    others: tuple[LabelledAnswers, ...] = field(repr=False)
     tasks: tuple[Task, ...] | None = field(repr=False)
     n_controls: int
     n_permutations: int
@@ -87,10 +88,11 @@ def refusal(
     detectors: Sequence[str] = ("markers",),
     judge: str | LanguageModel | None = None,
     labels: Sequence[str | Path] = (),
+    labels_of_others: Sequence[str | Path] = (),
     refusal_openings: Sequence[str] = (),
     tasks: str | Path | None = None,
     limit: int | None = None,
-    n_controls: int = 3,
+    n_controls: int = 5,
     template: Template = "auto",
     revision: str | None = None,
     n_permutations: int = 99,
@@ -116,6 +118,9 @@ def refusal(
     detectors, judge, labels
         String rules by name or file (`lmprobe.detectors`), a causal language model that judges, and files of answers OF
         THIS MODEL labelled by people (`lmprobe.labelled_answers`), with which rates are corrected.
+    labels_of_others
+        Labelled answers of other models, as XSTest's: how far a detector or judge can be off. Without both, the
+        packaged counts on XSTest.
     refusal_openings
         Tokens that open a refusal; without them they are derived from the extract split.
     tasks
@@ -133,7 +138,18 @@ def refusal(
     chosen, `CertificateError` for a model whose writes are not known.
     """
     options = _options(
-        lengths, detectors, judge, labels, tasks, n_controls, n_permutations, n_bootstrap, template, seed, device, quiet
+        lengths,
+        detectors,
+        judge,
+        (labels, labels_of_others),
+        tasks,
+        n_controls,
+        n_permutations,
+        n_bootstrap,
+        template,
+        seed,
+        device,
+        quiet,
     )
     packaged = model is None
     model = MODEL if model is None else model
@@ -151,7 +167,7 @@ def _options(
     lengths: Sequence[int],
     detectors: Sequence[str],
     judge: str | LanguageModel | None,
-    labels: Sequence[str | Path],
+    labels: tuple[Sequence[str | Path], Sequence[str | Path]],
     tasks: str | Path | None,
     n_controls: int,
     n_permutations: int,
@@ -171,7 +187,7 @@ def _options(
     if judge is not None:
         rules.append(open_judge(judge, device=device, quiet=quiet))
     return Options(
-        counts, tuple(rules), tuple(read_labelled(name) for name in labels),
+        counts, tuple(rules), *(tuple(read_labelled(name) for name in files) for files in labels),
         None if tasks is None else load_tasks(tasks), n_controls, n_permutations, n_bootstrap, template, seed, quiet,
     )  # fmt: skip
 
@@ -244,7 +260,7 @@ def _answer_rows(
         for kind, harmful in ((given.harmful, True), (given.harmless, False))
     }
     near = {kind: test.cluster[test.is_harmful == (kind == given.harmful)] for kind in texts}
-    known = {each.name: calibrations_of(each, options.labelled) for each in options.detectors}
+    known = {each.name: calibrations_of(each, options.labelled, options.others) for each in options.detectors}
     rates = rate_rows(
         judged(arms, texts, options.detectors), near, {name: own for name, (_, own) in known.items()},
         n_bootstrap=options.n_bootstrap, seed=options.seed,
@@ -257,7 +273,9 @@ def _answer_rows(
         if own is None:
             borrowed += borrowed_rows([row for row in longest if row["detector"] == name], sources, options.seed)
     about = [
-        row for each in options.detectors for row in detector_rows(each, known[each.name][0], bool(options.labelled))
+        row
+        for each in options.detectors
+        for row in detector_rows(each, known[each.name][0], [one.name for one in options.labelled])
     ]
     return rates, borrowed, about
 

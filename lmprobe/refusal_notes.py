@@ -120,8 +120,9 @@ def _detector_notes(found: Measured, options: Options) -> list[str]:
     else:
         said.append(
             "rates are as the detector sees them; without people's labels of this model's own answers (--labels) they "
-            "are not corrected. On five models of XSTest the twelve markers find .06 to 1.00 of the refusals: details "
-            "and the table 'detectors' show what each of these would make of the rates"
+            "are not corrected. On answers of other models detectors err very differently (the twelve markers find .06 "
+            "to 1.00 of the refusals of five models of XSTest): details and the table 'detectors' show what each of "
+            "these would make of the rates"
         )
     unknown = [
         each.name for each in options.detectors if not any(row["detector"] == each.name for row in found.detectors)

@@ -59,6 +59,12 @@ def _counts(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tu
     help="Answers of this model labelled by people (columns answer, label): calibrates detectors, corrects rates.",
 )
 @click.option(
+    "--labels-of-others",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Labelled answers of other models, as XSTest's completions: how far a detector or judge can be off.",
+)
+@click.option(
     "--refusal-opening",
     "refusal_openings",
     multiple=True,
@@ -86,7 +92,7 @@ def _counts(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tu
     "--controls",
     "n_controls",
     type=click.IntRange(min=1),
-    default=3,
+    default=5,
     show_default=True,
     help="Directions of each null under which answers are written.",
 )

@@ -8,7 +8,7 @@ from zoo import PROMPTS, opened
 from lmprobe import ProjectOut, generate, intervened
 from lmprobe.calibration import Calibration, published_calibrations
 from lmprobe.detectors import detector
-from lmprobe.labelled_answers import POOLED, calibrations_of, detector_rows, read_labelled
+from lmprobe.labelled_answers import POOLED, POOLED_OTHERS, calibrations_of, detector_rows, read_labelled
 from lmprobe.partition import partition
 from lmprobe.prompts import Prompts, load_prompts
 from lmprobe.refusal_answers import (
@@ -121,8 +121,12 @@ def test_xstest_is_read_as_published_and_gives_the_packaged_counts() -> None:
         assert none is None and own == published[POOLED]
         for each in files:
             assert found[each.name] == published[each.name.rsplit("_", 1)[1]]
-        rows = detector_rows(detector(name), found, True)
+        rows = detector_rows(detector(name), found, [each.name for each in files])
         assert [row["source"] for row in rows] == [each.name for each in files] and rows[0]["own_answers"]
+        of_others, none = calibrations_of(detector(name), [], files)
+        assert none is None and of_others[POOLED_OTHERS] == own
+        mixed, first = calibrations_of(detector(name), files[:1], files[1:])
+        assert first == found[files[0].name] and mixed == found, "others correct nothing"
 
 
 def test_files_of_labels_that_cannot_be_used(tmp_path) -> None:

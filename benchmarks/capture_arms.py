@@ -49,13 +49,17 @@ class Batch:
 
 @dataclass
 class Work:
-    """A model and what is done with it; `prompts` are rows of token ids, `steps` new tokens are generated."""
+    """A model and what is done with it.
+
+    prompts : rows of token ids. steps : new tokens generated. sweep : how many prompts it takes, and tokens of each.
+    """
 
     model: object
     tokenizer: object
     prompts: list
     steps: int
     batch_tokens: int
+    sweep: tuple
 
     def __post_init__(self):
         config, chance = self.model.config, torch.Generator().manual_seed(1)
@@ -65,12 +69,16 @@ class Work:
         self.direction = (direction / direction.norm()).to(self.device, self.dtype)
         self.blocks = list(self.model.get_decoder().layers)
 
-    def batches(self, side="right", room=0):
-        lengths = [len(row) + room for row in self.prompts]
-        for numbers in length_batches(lengths, self.batch_tokens):
-            ids, mask = (x.to(self.device) for x in pad([self.prompts[i] for i in numbers], 0, side))
+    def batches(self, side="right", room=0, prompts=None):
+        prompts = self.prompts if prompts is None else prompts
+        for numbers in length_batches([len(row) + room for row in prompts], self.batch_tokens):
+            ids, mask = (x.to(self.device) for x in pad([prompts[i] for i in numbers], 0, side))
             last = mask.sum(-1) - 1 if side == "right" else torch.full((len(ids),), ids.shape[1] - 1).to(self.device)
             yield Batch(numbers, ids, mask, last)
+
+    def sweep_batches(self):
+        """Return the batches of the sweep, a part of the prompts: it runs the model once for every block."""
+        return self.batches("left", prompts=[row[-self.sweep[1] :] for row in self.prompts[: self.sweep[0]]])
 
     def project(self, hidden):
         """Return hidden states without the direction."""
@@ -103,7 +111,7 @@ def bare(work):
             work.model.generate(batch.ids, attention_mask=batch.mask, **options)
 
     def sweep():
-        for batch in work.batches("left"):
+        for batch in work.sweep_batches():
             for _ in work.blocks:
                 work.model(**batch.inputs(use_cache=False, logits_to_keep=1))
 
@@ -133,7 +141,7 @@ def ours(work):
 
     def swept():
         parts = []
-        for batch in work.batches("left"):
+        for batch in work.sweep_batches():
             clean = record(lm, batch.ids, batch.mask, logits_to_keep=1)
             states = (work.project(state) for state in clean.states)
             logits = [replay(lm, clean, i + 1, state, logits_to_keep=1)[:, -1] for i, state in enumerate(states)]
@@ -171,7 +179,7 @@ def hugging_face(work):
 
     def swept():
         parts = []
-        for batch in work.batches("left"):
+        for batch in work.sweep_batches():
             logits = []
             for block in work.blocks:
                 hook = block.register_forward_hook(partial(_changed, work.project))
@@ -261,7 +269,7 @@ def transformer_lens(work):
 
     def swept():
         parts = []
-        for batch in work.batches("left"):
+        for batch in work.sweep_batches():
             hooks = [[(name, lambda hidden, hook: work.project(hidden))] for name in names]
             logits = [run(batch, one, return_type="logits")[:, -1] for one in hooks]
             parts.append((batch, torch.stack(logits)))
@@ -322,7 +330,7 @@ def nnsight(work):
 
     def swept():
         parts = []
-        for batch in work.batches("left"):
+        for batch in work.sweep_batches():
             parts.append((batch, torch.stack([changed(batch, layer) for layer in layers])))
         return work.gathered(parts, 1)
 
@@ -343,7 +351,7 @@ def nnsight(work):
 
     def skipping():
         parts = []
-        for batch in work.batches("left"):
+        for batch in work.sweep_batches():
             states = recorded(batch)
             logits = [resumed(batch, k, work.project(state)) for k, state in enumerate(states)]
             parts.append((batch, torch.stack(logits)))
@@ -401,7 +409,7 @@ def pyvene(work):
 
     def swept():
         parts = []
-        for batch in work.batches("left"):
+        for batch in work.sweep_batches():
             columns = [list(range(batch.ids.shape[1]))] * len(batch.numbers)
             inputs = batch.inputs(use_cache=False, logits_to_keep=1)
             logits = [model(base=inputs, unit_locations={"base": [columns]})[1].logits[:, -1] for model in changing]

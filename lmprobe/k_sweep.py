@@ -159,7 +159,8 @@ def k_sweep(
         and four directions are planted, and the result says so.
     prompts
         What `load_prompts` takes, with a harmful (risk, unsafe) and a harmless (safe, benign) category; prompts of
-        other categories are neutral and serve capability. None is "marked", the set of the refusal organisms.
+        other categories are neutral and serve capability. None is "marked" for refusal organisms, else the packaged
+        set.
     behaviours
         Name -> beginnings of the ids of its harmful prompts: parts of them whose directions are compared and removed
         from each other. None takes two halves of the topics of a refusal organism, and nothing for other models.
@@ -189,17 +190,18 @@ def k_sweep(
         at_least(n_bootstrap, 2, "n_bootstrap"), template, seed, quiet,
     )  # fmt: skip
     one_of(contrast, ("anchored", "whitened"), "contrast")
-    given = material(load_prompts(PROMPTS if prompts is None else prompts), limit=limit, seed=seed)
+    truths = [_planted(model) for model in chosen]
+    if prompts is None:
+        prompts = PROMPTS if all(truths) else "default"
+    given = material(load_prompts(prompts), limit=limit, seed=seed)
     found = []
-    for model in chosen:
+    for model, truth in zip(chosen, truths, strict=True):
         lm = (
             model
             if isinstance(model, LanguageModel)
             else open_model(model, revision=revision, device=device, quiet=quiet)
         )
-        truth = truth_of(lm.name if isinstance(model, LanguageModel) else model) or {}
-        planted = truth if "topics" in truth.get("planted", {}) else {}
-        found.append(sweep(lm, given, options, behaviours, planted))
+        found.append(sweep(lm, given, options, behaviours, truth))
     return k_result(found, options, packaged=packaged, command=command)
 
 
@@ -212,6 +214,7 @@ def sweep(
 ) -> Sweep:
     """Measure one model; see `k_sweep`."""
     seed = options.seed
+    names = _behaviours(given, behaviours, truth)
     study = study_of(lm, given, template=options.template, room=options.max_new_tokens)
     chosen = search(study)
     place = study.end.positions.index(chosen.position)
@@ -246,7 +249,6 @@ def sweep(
         k_star = _size(lm, study, frame, at, neutral, given, options)
         with meter(None, f"{lm.name}: {options.n_random} frames of each control, k = {k_star}", quiet=options.quiet):
             one_size = _one_size(lm, x, y, k_star, at, harmful, neutral, options)
-    names = _behaviours(given, behaviours, truth)
     index = given.split.index("test")
     own = names[index[given.is_harmful[index]]]
     mine = names[given.split.index("extract")]
@@ -368,6 +370,12 @@ def _behaviours(
                 )
             out[i] = hits[0]
     return np.asarray(out, dtype=np.str_)
+
+
+def _planted(model: Model) -> dict[str, Any]:
+    """Return the truth of a refusal organism, nothing for every other model."""
+    truth = truth_of(model.name if isinstance(model, LanguageModel) else model) or {}
+    return truth if "topics" in truth.get("planted", {}) else {}
 
 
 def _as_list(models: Sequence[Model] | Model) -> list[Model]:

@@ -16,6 +16,7 @@ from lmprobe.organisms.packed import (
     SYNTHETIC,
     TRUTH,
     Packed,
+    by_name,
     read_truth,
     require_empty,
     rounded,
@@ -58,10 +59,7 @@ def packaged_organisms() -> tuple[Organism, ...]:
 
 def organism(name: str) -> Organism:
     """Return a packaged organism by name."""
-    known = {each.name: each for each in packaged_organisms()}
-    if name not in known:
-        raise InputError(f"no organism {name!r}; there are {', '.join(known)}")
-    return known[name]
+    return by_name(name, packaged_organisms())
 
 
 def read_organism(folder: str | Path) -> Organism:

@@ -7,11 +7,11 @@ describes are refused. A packaged organism is known by its name wherever a model
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from probecore.errors import InputError
 from probecore.provenance import versions
@@ -40,6 +40,9 @@ class Packed:
         """Behaviour measured when it was made (see `examine` and `refusal_examine`)."""
         found: Mapping[str, Any] = self.truth["measured"]
         return found
+
+
+P = TypeVar("P", bound=Packed)
 
 
 def shelf(name: str) -> Path:
@@ -71,6 +74,14 @@ def organism_folder(name: str) -> Path | None:
     folder = next(shelf(s) / name for s in SHELVES if (shelf(s) / name / TRUTH).is_file())
     read_truth(folder)
     return folder
+
+
+def by_name(name: str, known: Sequence[P]) -> P:
+    """Return the organism of a name; raises `InputError` with the names there are."""
+    for each in known:
+        if each.name == name:
+            return each
+    raise InputError(f"no organism {name!r} of this kind; there are {', '.join(each.name for each in known)}")
 
 
 def truth_of(source: object) -> dict[str, Any] | None:

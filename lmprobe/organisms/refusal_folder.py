@@ -17,6 +17,7 @@ from lmprobe.organisms.packed import (
     SYNTHETIC,
     TRUTH,
     Packed,
+    by_name,
     read_truth,
     require_empty,
     rounded,
@@ -88,10 +89,7 @@ def packaged_refusal_organisms() -> tuple[RefusalOrganism, ...]:
 
 def refusal_organism(name: str) -> RefusalOrganism:
     """Return a packaged refusal organism by name; raises `InputError` for another name."""
-    known = {each.name: each for each in packaged_refusal_organisms()}
-    if name not in known:
-        raise InputError(f"no refusal organism {name!r}; there are {', '.join(known)}")
-    return known[name]
+    return by_name(name, packaged_refusal_organisms())
 
 
 def read_refusal_organism(folder: str | Path) -> RefusalOrganism:

@@ -33,7 +33,7 @@ RANKS = (0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class ContrastSpectrum:
-    """Singular values of a contrast matrix, (r,), and of the same under permuted labels, (permutations, r)."""
+    """Singular values of a contrast matrix, (r,), and of the same under permuted labels, (permutations, R)."""
 
     contrast: str
     singular_values: Floats = field(repr=False)
@@ -96,8 +96,9 @@ def contrast_spectrum(
 ) -> ContrastSpectrum:
     """Return the singular values of items (n, features), signal against the rest, with their permutation null.
 
-    is_signal : (n,) booleans. labelings : label vectors (n,) of the null, where items may not be exchanged freely; by
-    default `n_permutations` free exchanges. Raises `DesignError` with fewer than 2 items of a kind.
+    is_signal : (n,) booleans. labelings : label vectors (n,) of the null, where items may not be exchanged freely (the
+    number of signal items may differ); by default `n_permutations` free exchanges.
+    Raises `DesignError` with fewer than 2 items of a kind.
     """
     values = finite_matrix(x, "x").astype(np.float64)
     kinds = np.asarray(one_per_item(is_signal, len(values), "is_signal"), dtype=bool)
@@ -107,14 +108,18 @@ def contrast_spectrum(
         rng = generator(seed, "contrast spectrum")
         labelings = [rng.permutation(kinds) for _ in range(at_least(n_permutations, 1, "n_permutations"))]
     drawn = [np.asarray(one_per_item(labels, len(values), "labelings"), dtype=bool) for labels in labelings]
-    if not drawn or any(labels.sum() != kinds.sum() for labels in drawn):
-        raise InputError(f"every labelling must have {kinds.sum()} signal items, and there must be at least 1")
+    if not drawn or any(min(labels.sum(), (~labels).sum()) < 2 for labels in drawn):
+        raise InputError("every labelling must have 2 items of each kind, and there must be at least 1 labelling")
 
     def singular(labels: NDArray[np.bool_]) -> Floats:
         signal = values[labels]
         return contrastive_svd(signal, values[~labels], min(signal.shape), contrast).singular_values
 
-    null = np.stack([singular(labels) for labels in drawn])
+    found = [singular(labels) for labels in drawn]
+    # whole groups that change labels may leave another number of signal items: what is not there is zero
+    null = np.zeros((len(found), max(map(len, found))))
+    for row, values_of in zip(null, found, strict=True):
+        row[: len(values_of)] = values_of
     return ContrastSpectrum(
         contrast, singular(kinds), null, int(kinds.sum()), int((~kinds).sum()), int(values.shape[1])
     )

@@ -66,7 +66,10 @@ def test_labelings_are_the_null_and_the_order_of_items_is_none():
     again = contrast_spectrum(x[order], labels[order], labelings=[turned[order]])
     np.testing.assert_allclose(again.singular_values, found.singular_values, rtol=1e-9)
     assert axes.shape == (RANK, D)
+    fewer = ~labels & (np.arange(len(x)) > 100)  # groups of unequal size change their labels: other numbers of items
+    assert contrast_spectrum(x, labels, labelings=[fewer, turned]).null.shape == (2, 64)
+    assert (contrast_spectrum(x, labels, labelings=[fewer, turned]).null[0, fewer.sum() :] == 0).all()
     with pytest.raises(InputError, match="every labelling"):
-        contrast_spectrum(x, labels, labelings=[~labels & (np.arange(len(x)) > 100)])
+        contrast_spectrum(x, labels, labelings=[np.arange(len(x)) < 1])
     with pytest.raises(DesignError, match="2 items of each kind"):
         contrast_spectrum(x, np.arange(len(x)) < 1)

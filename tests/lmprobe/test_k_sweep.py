@@ -7,6 +7,7 @@ and kept tokens must be equal and cross-entropies within 1e-4 nats (observed 1e-
 
 import numpy as np
 import pytest
+import zoo
 
 from lmprobe import open_model
 from lmprobe.detectors import detector
@@ -15,6 +16,7 @@ from lmprobe.interventions import ProjectOut, intervened
 from lmprobe.k_frames import contrast_frame, covariance_frames, frames_of, labelings, weakest_frame
 from lmprobe.k_sweep import k_sweep
 from lmprobe.organisms import marked_prompts, refusal_organism
+from lmprobe.prompts import Prompts
 from lmprobe.removal_effects import effects, untouched
 from lmprobe.score import scan_logits
 from probecore.errors import DesignError, InputError
@@ -43,7 +45,7 @@ def rows(result, **wanted):
     return found
 
 
-def one_at_a_time(lm, known, frame, at):
+def one_at_a_time(lm, known, frame, at, answers=True):
     """The slow form: the whole answer written under one removal, and every token of the old answer scored."""
     rule = detector("markers")
     gone = (ProjectOut(frame.T, at=at),) if len(frame) else ()
@@ -57,7 +59,8 @@ def one_at_a_time(lm, known, frame, at):
     with intervened(lm, *gone):
         whole = [row + answer for row, answer in zip(known.rows, known.answers, strict=True)]
         scan_logits([lm], whole, [len(row) for row in known.rows], keep, deterministic=True)
-        texts = [generate(lm, [row], max_new_tokens=TOKENS, template="raw", layers=()).texts[0] for row in known.rows]
+        asked = known.rows if answers else []
+        texts = [generate(lm, [row], max_new_tokens=TOKENS, template="raw", layers=()).texts[0] for row in asked]
     return np.array([rule.verdict(text) == "refusal" for text in texts]), kept, ce
 
 
@@ -77,6 +80,31 @@ def test_many_removals_at_once_are_each_removal_alone(four):
             assert found.kept[i].tolist() == kept.tolist()
             np.testing.assert_allclose(found.ce_rise[i], ce, atol=1e-4)
     assert not found.refused[2].any() and (found.kept[0] == 1).all() and found.kept[4].mean() < 0.9
+
+
+@pytest.mark.parametrize("name", ["gemma2", "mixtral"])
+def test_many_removals_at_once_on_other_architectures(name):
+    """Norms behind sub-layers, experts: the same, without an answer written anew."""
+    lm = zoo.opened(name)
+    texts = ["w1 w2 w3", "w4 w5 w6 w7 w8", "w9 w10"]
+    known = untouched(lm, lm.format_all(texts), texts, detector("markers"), 6)
+    frames = random_frames(64, 5, 2, 0)
+    removals = [frames[0][:1], frames[1], frames[0][:0]]
+    found = effects(lm, known, removals, None, batch_tokens=60)
+    for i, frame in enumerate(removals):
+        _, kept, ce = one_at_a_time(lm, known, frame, "writes", answers=False)
+        assert found.kept[i].tolist() == kept.tolist()
+        np.testing.assert_allclose(found.ce_rise[i], ce, atol=1e-4)
+
+
+def test_a_model_that_knows_nothing_of_it_runs_and_claims_nothing():
+    """A random model with the norms of Gemma 2, prompts of its own words: everything runs, and there is no k."""
+    words = [f"w{i} w{(7 * i) % 31} w{(3 * i) % 17}" for i in range(60)]
+    kinds = ["harmful", "harmless"] * 30
+    prompts = Prompts("words", tuple(map(str, range(60))), tuple(words), tuple(kinds), tuple(map(str, range(60))))
+    found = k_sweep(zoo.opened("gemma2"), prompts, **(SMALL | {"k_max": 2}))
+    assert all(row["value"] is None for row in rows(found, measure="k@q"))
+    assert not [row for row in found.rows if row["measure"] == "removed"]
 
 
 def test_k_at_95_is_the_planted_number_of_directions(swept):
@@ -119,7 +147,7 @@ def test_signal_rank_counts_what_differs_and_is_none_without_refusal(swept):
     for name, k in (("refusal-1", 1), ("refusal-4", 4)):
         (row,) = rows(swept[name], metric="signal rank")
         assert k <= row["value"] <= 8 and row["p_value"] == pytest.approx(1 / 21)
-    none = k_sweep("refusal-0", **(SMALL | {"k_max": 2}))
+    none = k_sweep("refusal-0", **(SMALL | {"k_max": 2, "n_permutations": 20}))
     assert rows(none, metric="signal rank")[0]["p_value"] > 0.05
     for row in rows(none, measure="k@q"):
         assert row["value"] is None and "there is no refusal to remove" in row["p_note"]

@@ -20,7 +20,7 @@ from probecli.lm import main
 from probecore import DesignError, InputError
 
 pytestmark = pytest.mark.transformers
-QUICK = {"n_permutations": 19, "n_bootstrap": 200, "device": "cpu"}
+QUICK = {"n_permutations": 19, "n_controls": 2, "n_bootstrap": 200, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")

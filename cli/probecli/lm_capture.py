@@ -39,9 +39,9 @@ def capture(**asked: Any) -> None:  # noqa: ANN401
     """The residual states of prompts, layer by layer, as safetensors on disk.
 
     Writes into --out shard by shard and goes on where it was interrupted; a folder of another model, other prompts or
-    other settings is refused. Columns of the prompts become labels, so that a probe can start from the folder. The
-    table says for each layer how large the states are, whether one coordinate dominates them, and below which
-    difference lies nothing but padding noise.
+    other settings is refused. Columns of the prompts become labels, and probecore.store.load_activations reads the
+    folder, so that any analysis can start from it. The table says for each layer how large the states are, whether one
+    coordinate dominates them, and below which difference lies nothing but padding noise.
 
     Without --model it runs on the packaged organisms: tiny synthetic models with planted, known behaviour.
     """

@@ -113,6 +113,23 @@ def test_generated_tokens_are_those_of_one_pass_over_the_finished_text(name):
         assert place == acts.n_items
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_generated_tokens_have_the_same_states_with_and_without_a_cache(name):
+    lm = opened(name)
+    options = dict(max_new_tokens=5, layers=(), step_layers=["embed", "block 2", "attention 1"])
+    ours, theirs = (generate(lm, PROMPTS, use_cache=cached, **options) for cached in (True, False))
+    assert ours.tokens == theirs.tokens
+    for at in ("all generated", "mean generated"):
+        one, other = ours.step_activations(at), theirs.step_activations(at)
+        assert one.items == other.items and one.layers == ("embed", "attention 1", "block 2")
+        for layer in one.layers:
+            np.testing.assert_allclose(one.values(layer), other.values(layer), atol=10 * CLOSE)
+    with pytest.raises(InputError, match="must select generated tokens"):
+        ours.step_activations("last")
+    with pytest.raises(InputError, match="no states of generated tokens were kept"):
+        generate(lm, PROMPTS, max_new_tokens=1).step_activations()
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_sublayers_add_up_to_the_block(name):
     """What a block adds is what its sub-layers add: equal up to the rounding of two float32 additions, 4 units in the

@@ -9,7 +9,9 @@ Runs offline on tiny organisms with one and with four planted directions. For a 
 from lmprobe import k_sweep
 from probecore.removal import gated_at
 
-found = k_sweep(["refusal-1", "refusal-4"], k_max=5, n_random=9, n_curves=1, n_permutations=20, n_bootstrap=100)
+found = k_sweep(
+    ["refusal-1", "refusal-4"], k_max=5, n_random=9, n_curves=1, n_permutations=20, n_bootstrap=100, n_extract=5
+)
 print(found)
 
 # %% k@95 %: the smallest k from which on 95 % of the refusals are gone while capability holds

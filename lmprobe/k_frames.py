@@ -12,12 +12,14 @@ harmless    the contrast of one half of the reference items with the other, wher
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lmprobe.refusal_nulls import exchanged
 from probecore.directions import Contrast, contrastive_svd
-from probecore.geometry import subspace_overlap
+from probecore.errors import DesignError
 from probecore.removal import random_frames
 from probecore.seeds import generator
 
@@ -73,18 +75,34 @@ def labelings(is_signal: Flags, unit: Ints, n: int, seed: int) -> list[Flags]:
     return [exchanged(is_signal, unit, rng) for _ in range(n)]
 
 
-def span_again(
-    x: Floats, is_signal: Flags, cluster: Ints, k: int, contrast: Contrast, n_resamples: int, seed: int
-) -> Floats:
-    """Return the overlap of the first k directions with those of resampled clusters of items, (resamples,)."""
-    own = contrast_frame(x, is_signal, k, contrast)
+def resampled(is_signal: Flags, cluster: Ints, least: int, n_resamples: int, seed: int) -> Iterator[Ints]:
+    """Yield items of resampled clusters, with more than `least` of each kind; no more than 100 draws for each.
+
+    Raises `DesignError` where the clusters do not allow that.
+    """
     names = np.unique(cluster)
     members = {name: np.flatnonzero(cluster == name) for name in names}
-    rng = generator(seed, "k sweep", "span")
-    found: list[float] = []
-    while len(found) < n_resamples:
+    rng = generator(seed, "k sweep", "resampled")
+    made = 0
+    for _ in range(100 * n_resamples):
+        if made == n_resamples:
+            return
         items = np.concatenate([members[name] for name in rng.choice(names, len(names))])
         kinds = is_signal[items]
-        if min(kinds.sum(), (~kinds).sum()) > max(k, 2):
-            found.append(subspace_overlap(own, contrast_frame(x[items], kinds, k, contrast)).overlap)
-    return np.array(found)
+        if min(kinds.sum(), (~kinds).sum()) > max(least, 2):
+            made += 1
+            yield items
+    if made < n_resamples:
+        raise DesignError(
+            f"resamples of {len(names)} clusters must hold more than {least} prompts of each kind: give more"
+        )
+
+
+def frames_again(
+    x: Floats, is_signal: Flags, cluster: Ints, k: int, contrast: Contrast, n_resamples: int, seed: int
+) -> list[Floats]:
+    """Return the first k directions of each of `n_resamples` resamples of clusters of items."""
+    return [
+        contrast_frame(x[items], is_signal[items], k, contrast)
+        for items in resampled(is_signal, cluster, k, n_resamples, seed)
+    ]

@@ -126,8 +126,8 @@ def _notes(found: Sequence[Sweep], options: Options, packaged: bool) -> list[str
         "each at k*, a removal that costs capability counts as none; p adj.: Holm over models and controls of a measure"
     )
     notes.append(
-        "intervals resample clusters of test prompts, with the directions as they are: what other extract prompts "
-        "would have given stands in 'span of k* found again' (details)"
+        "intervals resample clusters of test prompts, with the directions as they are; 'directions of resampled "
+        "prompts' is what other extract prompts would have given"
     )
     for each in found:
         name = each.name

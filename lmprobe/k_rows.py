@@ -98,7 +98,27 @@ def crossing_rows(found: Sweep, options: Options, draws: Resamples) -> list[Row]
             if planted and q == LEVELS[0] and gated:
                 row["planted"] = planted
             rows.append(row)
+    if found.again is not None:
+        rows.append(_again_row(found, options))
     return rows
+
+
+def _again_row(found: Sweep, options: Options) -> Row:
+    """Return k@95 % of the directions of resampled extract prompts, on the same test prompts."""
+    curves = found.again
+    assert curves is not None
+    spread = crossing_spread([
+        gated_at(refusal, capability, LEVELS[0], keeps=options.keeps)
+        for refusal, capability in zip(curves.refusal, curves.capability, strict=True)
+    ])  # fmt: skip
+    row: Row = {
+        "metric": "k@95 %, directions of resampled prompts", "measure": "k@q again", "model": found.name,
+        "value": spread.median, "ci_low": spread.low, "ci_high": spread.high, "not_reached": spread.not_reached,
+        "censored": spread.median is None, "n_resamples": len(curves.refused), "k_max": curves.k[-1],
+        "n_prompts": len(found.x), "p_value": None,
+        "p_note": f"median and range of {len(curves.refused)} resamples of the extract prompts",
+    }  # fmt: skip
+    return row | ({"reads": f"> {curves.k[-1]}"} if spread.median is None else {})
 
 
 def size_rows(found: Sweep, options: Options, draws: Resamples) -> list[Row]:
@@ -165,10 +185,14 @@ def rank_rows(found: Sweep) -> list[Row]:
     for row in rows:
         row |= {"measure": "rank", "n_prompts": row["n_signal"] + row["n_reference"]}
     k = found.k_star
-    low, high = (float(v) for v in np.quantile(found.span, [0.025, 0.975]))
+    if not found.drawn:
+        return rows
+    own = contrast_frame(found.x, found.is_signal, k, found.spectrum.contrast)
+    span = np.array([subspace_overlap(own, frame[:k]).overlap for frame in found.drawn])
+    low, high = (float(v) for v in np.quantile(span, [0.025, 0.975]))
     rows.append({
         "metric": "span of k* found again", "measure": "span", "model": found.name, "k": k,
-        "value": float(found.span.mean()), "ci_low": low, "ci_high": high, "chance": k / found.x.shape[1],
+        "value": float(span.mean()), "ci_low": low, "ci_high": high, "chance": k / found.x.shape[1],
         "n_prompts": len(found.x), "p_value": None, "detail": True,
         "p_note": "overlap with the spans of resampled clusters; chance is that of random spans",
     })  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprobe.detectors import Detector, detector
-from lmprobe.k_frames import ARMS, contrast_frame, covariance_frames, frames_of, labelings, span_again
+from lmprobe.k_frames import ARMS, contrast_frame, covariance_frames, frames_again, frames_of, labelings
 from lmprobe.loading import open_model
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
@@ -45,6 +45,7 @@ SITES = ("writes", "site")
 CONTROL_K = (1, 2, 3, 4, 6, 8, 12, 16, 20, 25, 30)
 MOST_NEUTRAL = 32
 LEAST_REFUSED = 5
+LEAST_AGAIN = 8  # directions of resampled prompts are removed up to here, or to twice k*
 EVERYWHERE = "everything the model writes"
 
 
@@ -62,6 +63,7 @@ class Options:
     n_curves: int
     n_permutations: int
     n_bootstrap: int
+    n_extract: int
     template: Template
     seed: int
     quiet: bool
@@ -100,7 +102,8 @@ class Sweep:
     x, is_signal, cluster : the extract split at the site. behaviour : (harmful test prompts,) each one's behaviour.
     extract_behaviour : (extract prompts,), "" for harmless ones. k_star : size at which controls are compared, chosen
     on the select split. one_size : control -> gated share removed by each of its frames of that size. by_behaviour :
-    behaviour -> curves of the removal of its own directions. clusters : of test harmful, harmless, neutral prompts.
+    behaviour -> curves of the removal of its own directions. drawn : directions of resampled extract prompts. again :
+    their curves. clusters : of test harmful, harmless, neutral prompts.
     why_none : why there is nothing to remove. relaxed : limits of the rule that were given up to choose a site.
     """
 
@@ -117,7 +120,8 @@ class Sweep:
     k_star: int
     one_size: Mapping[str, Floats] = field(repr=False)
     spectrum: ContrastSpectrum = field(repr=False)
-    span: Floats = field(repr=False)
+    drawn: list[Floats] = field(repr=False)
+    again: Curves | None = field(repr=False)
     behaviour: NDArray[np.str_] = field(repr=False)
     extract_behaviour: NDArray[np.str_] = field(repr=False)
     by_behaviour: Mapping[str, Curves] = field(repr=False)
@@ -145,6 +149,7 @@ def k_sweep(
     revision: str | None = None,
     n_permutations: int = 200,
     n_bootstrap: int = 1000,
+    n_extract: int = 20,
     seed: int = 0,
     device: str = "auto",
     quiet: bool = True,
@@ -173,6 +178,9 @@ def k_sweep(
         Share of capability that must be left for a removal to count.
     n_random, n_curves
         Frames of each random control behind a p (0: none), and those of them whose whole curve is measured.
+    n_permutations, n_bootstrap, n_extract
+        Exchanges of labels behind the ranks, resamples of test clusters behind each interval, and resamples of extract
+        clusters whose own directions are removed.
 
     Raises `InputError` for what cannot be used, `DesignError` where there are too few prompts, `CertificateError` for a
     model whose writes are not known.
@@ -187,7 +195,7 @@ def k_sweep(
         at_least(k_max, 1, "k_max"), contrast, one_of(at, SITES, "at"), keeps, detector(detector_name),
         at_least(max_new_tokens, 1, "max_new_tokens"), at_least(n_random, 0, "n_random"),
         at_least(n_curves, 1, "n_curves"), at_least(n_permutations, 1, "n_permutations"),
-        at_least(n_bootstrap, 2, "n_bootstrap"), template, seed, quiet,
+        at_least(n_bootstrap, 2, "n_bootstrap"), at_least(n_extract, 0, "n_extract"), template, seed, quiet,
     )  # fmt: skip
     one_of(contrast, ("anchored", "whitened"), "contrast")
     truths = [_planted(model) for model in chosen]
@@ -261,10 +269,15 @@ def sweep(
     spectrum = contrast_spectrum(
         x, y, options.contrast, labelings=labelings(y, extract.unit, options.n_permutations, seed), seed=seed
     )
-    span = span_again(x, y, extract.cluster, k_star, options.contrast, 100, seed)
+    most = min(k_max, max(2 * k_star, LEAST_AGAIN), int(y.sum()) // 2)
+    drawn = frames_again(x, y, extract.cluster, most, options.contrast, options.n_extract, seed)
+    again = None
+    if drawn and not why_none:
+        with meter(None, f"{lm.name}: directions of {len(drawn)} resamples of the prompts", quiet=options.quiet):
+            again = curves("resampled", drawn, list(range(most + 1)))
     return Sweep(
         lm, lm.name, given, site, chosen.position, k_max, x, y, extract.cluster, found, k_star, one_size, spectrum,
-        span, own, mine, by_behaviour, tuple(c for _, c in sets), why_none,  # type: ignore[arg-type]
+        drawn, again, own, mine, by_behaviour, tuple(c for _, c in sets), why_none,  # type: ignore[arg-type]
         chosen.selection.relaxed, dict(truth or {}),
     )  # fmt: skip
 

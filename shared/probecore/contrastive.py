@@ -35,7 +35,7 @@ RANKS = (0.9, 0.95, 0.99)
 class ContrastSpectrum:
     """Singular values of a contrast matrix, (r,), and of the same under permuted labels, (permutations, R)."""
 
-    contrast: str
+    contrast: Contrast
     singular_values: Floats = field(repr=False)
     null: Floats = field(repr=False)
     n_signal: int

@@ -119,7 +119,11 @@ class TokenCounter:
             columns, counts = self._counts
             return (columns, counts.to(device)) if len(counts) == batch else (None, none)
         length, stated = getattr(cache, "get_seq_length", None), given.get("cache_position")
-        used = int(length()) if length is not None else 0 if stated is None else int(stated.flatten()[0])
+        used = 0 if stated is None else int(stated.flatten()[0])
+        try:
+            used = used if length is None else int(length())
+        except ValueError:  # a cache without attention layers has states and no length
+            pass
         return (None if used else 0), none
 
     def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401

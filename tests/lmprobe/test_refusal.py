@@ -121,7 +121,7 @@ def test_the_layers_are_those_of_removing_each_by_itself(one) -> None:
 
 def test_four_planted_directions_are_not_one() -> None:
     """refusal-4: one difference in means is a part of the planted span, and takes a part of the refusals (1 -> .66)."""
-    found = refusal("refusal-4", n_permutations=0, n_controls=1, n_bootstrap=200, device="cpu")
+    found = refusal("refusal-4", limit=64, n_permutations=0, n_controls=1, n_bootstrap=200, device="cpu")
     share = next(r for r in found.rows if r["metric"].startswith("share in the planted"))
     assert 0.2 < share["value"] < 0.8
     assert any(note.startswith("NO candidate of 2 passes the rule") for note in found.notes)
@@ -131,7 +131,7 @@ def test_four_planted_directions_are_not_one() -> None:
 
 
 def test_without_refusal_nothing_is_claimed() -> None:
-    found = refusal("refusal-0", limit=48, n_permutations=9, n_controls=1, n_bootstrap=200, device="cpu")
+    found = refusal("refusal-0", limit=48, n_permutations=0, n_controls=1, n_bootstrap=200, device="cpu")
     assert rate(found, "harmful", "untouched")["value"] == 0.0
     assert any("little refusal to remove" in note for note in found.notes)
     assert any("it may be no refusal" in note for note in found.notes)

@@ -131,6 +131,7 @@ def abliterate(
     if direction is not None and block is not None:
         raise InputError("a direction is given, or read at the input of a block; got both: leave one out")
     target = None if save is None else require_free(save)
+    columns = None if direction is None else _given(direction)
     packaged = model is None
     model = MODEL if model is None else model
     lm = model if isinstance(model, LanguageModel) else open_model(
@@ -143,7 +144,8 @@ def abliterate(
         return coverage_result(lm, writers, packaged=packaged, seed=seed, command=command)
     best = best_mode(writers) if mode == AUTO else mode
     chosen: Mode = "nullspace" if best == "nullspace" else "exact"
-    require_covered(lm, writers, at, chosen, ProjectOut(np.eye(lm.certificate.width)[:, 0], at))
+    first = np.eye(lm.certificate.width)[:, :1]
+    require_covered(lm, writers, at, chosen, ProjectOut(first if columns is None else columns, at))
     truth = truth_of(lm.name if isinstance(model, LanguageModel) else model) or {}
     planted = "topics" in truth.get("planted", {})
     given = material(load_prompts((PROMPTS if planted else "default") if prompts is None else prompts),
@@ -152,7 +154,7 @@ def abliterate(
         study = study_of(
             lm, given, template=template, tokens=given_tokens(lm, refusal_openings) if refusal_openings else None
         )
-        found = _direction(study, direction, block)
+        found = _direction(study, direction, columns, block)
     test = study.splits["test"]
     texts = _capability_texts(study, given)
     with meter(None, "the untouched model", quiet=quiet):
@@ -189,7 +191,15 @@ def abliterate(
     )
 
 
-def _direction(study: Study, given: str | Path | Floats | None, block: int | None) -> Direction:
+def _given(direction: str | Path | Floats) -> Floats:
+    """Return directions that were given, as columns (d, k)."""
+    columns = np.asarray(
+        read_directions(direction) if isinstance(direction, (str, Path)) else direction, dtype=np.float64
+    )
+    return columns[:, None] if columns.ndim == 1 else columns
+
+
+def _direction(study: Study, given: str | Path | Floats | None, columns: Floats | None, block: int | None) -> Direction:
     """Return what is to be taken out, with the refusal tokens by which its effect is measured."""
     one = study.splits["extract"]
     tokens = study.given
@@ -206,9 +216,7 @@ def _direction(study: Study, given: str | Path | Floats | None, block: int | Non
         bad = np.flatnonzero(one.is_harmful)
         good = np.flatnonzero(~one.is_harmful)
         tokens = refusal_tokens(study.lm, one.log_p[bad], one.log_p[good])
-    if given is not None:
-        columns = np.asarray(read_directions(given) if isinstance(given, (str, Path)) else given, dtype=np.float64)
-        columns = columns[:, None] if columns.ndim == 1 else columns
+    if columns is not None:
         source = f"given, {Path(given).name}" if isinstance(given, (str, Path)) else "given"
         note = "the direction was given: if it was found on these very test prompts, numbers here are too good"
         return Direction(columns, source, tokens, note)

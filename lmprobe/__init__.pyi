@@ -1,5 +1,6 @@
 from .archive import capture_to
 from .capture import capture
+from .edit_report import EditReport
 from .generate import Generation, generate
 from .interventions import Add, ProjectOut, Read, Replace, Skip, active_interventions, intervened
 from .k_sweep import k_sweep
@@ -15,7 +16,7 @@ from .readout import read_out
 from .refusal import refusal
 from .score import Scores, prompt_log_prob, score
 from .terrain import terrain
-from .weight_edits import EditReport, orthogonalize
+from .weight_edits import orthogonalize
 from .writers import Writers, find_writers
 
 __all__ = [

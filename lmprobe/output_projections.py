@@ -45,12 +45,16 @@ class End(NamedTuple):
 
 @dataclass
 class Trace:
-    """What modules returned (rows, width) and norms were given in one pass, and the input of block 0."""
+    """What modules returned (rows, width) and norms were given in one pass, and the input of block 0.
+
+    rows : (rows, width) of the token table as it is stored; some tables multiply what they return.
+    """
 
     outputs: dict[int, Tensor] = field(default_factory=dict)
     inputs: dict[int, Tensor] = field(default_factory=dict)
     order: dict[int, int] = field(default_factory=dict)
     entry: Tensor | None = None
+    rows: Tensor | None = None
 
 
 def traced(lm: LanguageModel) -> Trace:
@@ -62,12 +66,15 @@ def traced(lm: LanguageModel) -> Trace:
         if hidden is not None and hidden.is_floating_point() and hidden.ndim and hidden.shape[-1] == width:
             trace.outputs[id(module)] = hidden.detach().reshape(-1, width).cpu().double()
             trace.order[id(module)] = len(trace.order)
+            if module is tokens and isinstance(args[0], Tensor):
+                trace.rows = tokens.weight.detach()[args[0]].reshape(-1, width).cpu().double()
             if "norm" in type(module).__name__.lower() and source is not None and source.shape == hidden.shape:
                 trace.inputs[id(module)] = source.detach().reshape(-1, width).cpu().double()
 
     def entered(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
         trace.entry = rows_of(block_input(args, kwargs)).detach().flatten(0, 1).cpu().double()
 
+    tokens = lm.model.get_input_embeddings()
     inside = {id(module) for block in lm.sites.blocks for module in block.modules()}
     with ExitStack() as stack:
         stack.callback(lm.sites.blocks[0].register_forward_pre_hook(entered, with_kwargs=True).remove)

@@ -34,7 +34,7 @@ class Writer:
 
     site : "embed", "attention i" or "mlp i" (or "other i"). axis : the axis of the stream's width, from the end.
     gain : (d,) float64, the gain of the norm that stands between this tensor and the stream, None where none does.
-    scale : number by which the model multiplies what a table gives (Gemma's embedding scale); 1 for all others.
+    scale : number by which a row of the token table is multiplied before it enters block 0 (Gemma's embedding scale).
     """
 
     name: str
@@ -139,6 +139,9 @@ def _tables(lm: LanguageModel, trace: Trace, names: dict[int, str]) -> _Found:
     found = _Found()
     for table, scale in zip(tables, scales.tolist(), strict=True):
         if abs(scale) > 1e-6:
+            if table is lm.model.get_input_embeddings() and trace.rows is not None:
+                given = trace.outputs[id(table)]
+                scale *= float((given * trace.rows).sum() / trace.rows.square().sum())
             name = f"{names[id(table)]}.weight"
             found.writers.append(Writer(name, table, "weight", "embed", None, "rows", -1, scale=scale))
     return found

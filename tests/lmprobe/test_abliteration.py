@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 from zoo import TEMPLATE, opened, tiny, tokenizer
@@ -113,12 +114,20 @@ def test_random_folders_are_edited_and_come_back(name, mode, tmp_path):
     source, target = folder(tmp_path, name), tmp_path / "edited"
     direction = tmp_path / "r.npy"
     np.save(direction, np.random.default_rng(1).standard_normal((64, 2)))
-    done = run(
-        "--model", source, "--direction", direction, "--prompts", written(tmp_path), "--save", target, "--json",
-        "--controls", 1, "--bootstrap", 50,
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    if name == "qwen2" and not transformers.__version__.startswith("4."):
+        # transformers 5 reads any tokenizer beside a Qwen2 configuration as Qwen's own, which knows none of the words
+        lm = wrap_model(tiny(name), tokenizer(TEMPLATE), name=name)
+        result = abliterate(
+            lm, written(tmp_path), direction=direction, save=target, n_controls=1, n_bootstrap=50, device="cpu"
+        )
+        found = json.loads(result.to_json())
+    else:
+        done = run(
+            "--model", source, "--direction", direction, "--prompts", written(tmp_path), "--save", target, "--json",
+            "--controls", 1, "--bootstrap", 50,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
     assert found["kind"] == "abliteration" and found["provenance"]["edit"]["mode"] == mode
     assert found["provenance"]["edit"]["directions"] == 2
     assert any("NOT those of the hook" in note for note in found["notes"]) == (mode == "nullspace")

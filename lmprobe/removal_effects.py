@@ -34,7 +34,7 @@ from probecore.validation import at_least
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-BATCH = 16384  # padded tokens in a batch
+BATCH = 8192  # padded tokens in a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,18 +111,22 @@ def effects(
 
     at : "writes" or a site, see `ProjectOut`.
     """
-    frames = torch.zeros(
-        (len(removals), lm.certificate.width, max(1, *(len(f) for f in removals))), dtype=torch.float64
-    )
-    for out, frame in zip(frames, removals, strict=True):
-        out[:, : len(frame)] = torch.from_numpy(np.ascontiguousarray(frame.T))
-    kept, ce = _along(lm, known, frames, at, batch_tokens)
-    refused = np.tile(known.refused, (len(removals), 1))
+    refused, kept = np.tile(known.refused, (len(removals), 1)), np.ones((len(removals), len(known)))
+    rise = np.zeros_like(kept)
+    some = [i for i, frame in enumerate(removals) if len(frame)]  # nothing removed is the untouched model
+    if not some:
+        return Effects(refused, kept, rise)
+    most = max(len(removals[i]) for i in some)
+    frames = torch.zeros((len(some), lm.certificate.width, most), dtype=torch.float64)
+    for out, i in zip(frames, some, strict=True):
+        out[:, : len(removals[i])] = torch.from_numpy(np.ascontiguousarray(removals[i].T))
+    kept[some], ce = _along(lm, known, frames, at, batch_tokens)
+    rise[some] = ce - known.ce
     if detector is not None:
-        which, prompt = np.nonzero(kept < 1)
+        which, prompt = np.nonzero(kept[some] < 1)
         texts = _answered(lm, known, frames, at, which, prompt, batch_tokens)
-        refused[which, prompt] = _refused(detector, [known.texts[i] for i in prompt], texts)
-    return Effects(refused, kept, ce - known.ce)
+        refused[np.asarray(some)[which], prompt] = _refused(detector, [known.texts[i] for i in prompt], texts)
+    return Effects(refused, kept, rise)
 
 
 def _along(lm: LanguageModel, known: Answers, frames: Tensor, at: str, batch_tokens: int) -> tuple[Floats, Floats]:

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise, product
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +28,9 @@ from lmprobe.certify import probe_rows
 from lmprobe.inputs import forward_arguments
 from lmprobe.sites import Sites, unwrap
 from lmprobe.taps import block_input
+from lmprobe.write_sums import Output, fitted_sum, scalars_of, sum_holds
 from probecore.errors import CertificateError
 
-SMALLEST = 0.005  # no block multiplies what it adds by less; the small numbers a block holds are epsilons
 Kind = Literal["attention", "mlp", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MLP = re.compile(r"mlp|moe|feed_?forward|ffn|expert|fc\d|4h|channel", re.IGNORECASE)
@@ -128,18 +127,6 @@ def with_first(output: Any, hidden: Tensor) -> Any:  # noqa: ANN401
 
 
 @dataclass
-class _Output:
-    """One module inside a block: how often and when it ran, copies of its output and its input (tokens, width)."""
-
-    path: str
-    module: nn.Module
-    runs: int = 0
-    order: int = 0
-    value: Tensor | None = None
-    source: Tensor | None = None
-
-
-@dataclass
 class _Block:
     """One block on the way: what was seen of it and what was concluded."""
 
@@ -149,7 +136,7 @@ class _Block:
     entered: Tensor | None = None
     first: Tensor | None = None  # the first token's input and output, to compare neighbouring blocks
     last: Tensor | None = None
-    outputs: dict[str, _Output] = field(default_factory=dict)
+    outputs: dict[str, Output] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
     carried: float = 1.0
     mutates: bool = False
@@ -181,8 +168,8 @@ class _Block:
             for path, output in self.outputs.items()
             if ("." in path or path not in inner) and self._usable(output, out)
         ]
-        for candidates, scalars in product((whole, deeper), ([1.0], _scalars(self.module))):
-            found = _sum(entry, out, candidates, scalars)
+        for candidates, scalars in product((whole, deeper), ([1.0], scalars_of(self.module))):
+            found = fitted_sum(entry, out, candidates, scalars)
             if found is not None:
                 self.carried, chosen = found
                 chosen.sort(key=lambda pair: pair[0].order)
@@ -190,11 +177,11 @@ class _Block:
                 return ""
         return "its output is no sum of its input and of what modules inside it return (a norm stands on the stream)"
 
-    def _usable(self, output: _Output, out: Tensor) -> bool:
+    def _usable(self, output: Output, out: Tensor) -> bool:
         value = output.value
         return output.runs == 1 and value is not None and bool(value.any()) and not torch.equal(value, out)
 
-    def _kind(self, output: _Output) -> Kind:
+    def _kind(self, output: Output) -> Kind:
         """Tell attention from MLP by the name, the class, or what a norm was given."""
         for text in (output.path, type(output.module).__name__):
             kind = _kind_of(text)
@@ -221,50 +208,6 @@ def _flat(hidden: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _scalars(block: nn.Module) -> list[float]:
-    """Return the numbers a block may multiply a write by: 1, its float attributes, its tensors of one element."""
-    tensors = [t for t in (*block.parameters(recurse=False), *block.buffers(recurse=False)) if t.numel() == 1]
-    numbers = [*(v for v in vars(block).values() if isinstance(v, float)), *(float(t) for t in tensors)]
-    return [1.0, *(number for number in numbers if abs(number) > SMALLEST)]
-
-
-def _sum(
-    entry: Tensor, out: Tensor, candidates: Sequence[_Output], scalars: Sequence[float]
-) -> tuple[float, list[tuple[_Output, float]]] | None:
-    """Return the factor of the entry and the candidates with theirs such that their sum is `out`, else None."""
-    distinct: list[_Output] = []
-    for output in sorted(
-        candidates, key=lambda o: isinstance(o.module, (nn.Dropout, nn.Identity))
-    ):  # these only pass on
-        assert output.value is not None
-        if not any(torch.equal(output.value, other.value) for other in distinct if other.value is not None):
-            distinct.append(output)
-    columns = [entry, *(o.value for o in distinct if o.value is not None)]
-    design = torch.stack([c.cpu().double().flatten() for c in columns], dim=1)
-    size = design.square().mean(dim=0).sqrt().clamp(min=1e-300)
-    target = out.cpu().double().flatten()
-    fit = torch.linalg.lstsq(design / size, target[:, None]).solution[:, 0] / size
-    kept = [j for j in range(len(columns)) if abs(float(fit[j])) > 0.5 * min(map(abs, scalars))]
-    if 0 not in kept or len(kept) < 2:
-        return None
-    again = torch.linalg.lstsq(design[:, kept] / size[kept], target[:, None]).solution[:, 0] / size[kept]
-    factors = [scalars[int(np.argmin([abs(s - c) for s in scalars]))] for c in again.tolist()]
-    if not _holds(target, [design[:, j] for j in kept], factors, out.dtype):
-        return None
-    return factors[0], [(distinct[j - 1], factor) for j, factor in zip(kept[1:], factors[1:], strict=True)]
-
-
-def _holds(target: Tensor, columns: Sequence[Tensor], factors: Sequence[float], dtype: torch.dtype) -> bool:
-    """Tell whether the sum equals the target element by element.
-
-    Each product and each addition rounds by half a unit in the last place of something no larger than the sum of
-    absolute values; 2 (n + 1) such roundings bound the difference for n terms.
-    """
-    terms = [factor * column for factor, column in zip(factors, columns, strict=True)]
-    bound = sum(term.abs() for term in terms) * torch.finfo(dtype).eps * (len(terms) + 1)
-    return bool(((target - sum(terms)).abs() <= bound).all())
-
-
 def _between(seen: Sequence[_Block]) -> str | None:
     for before, after in pairwise(seen):
         assert before.last is not None and after.first is not None
@@ -289,7 +232,7 @@ def _watched(seen: Sequence[_Block]) -> Iterator[None]:
             stack.callback(block.module.register_forward_pre_hook(_entering(block), with_kwargs=True).remove)
             for path, module in block.module.named_modules():
                 if path and path.count(".") <= 1 and not isinstance(module, nn.ModuleList):
-                    block.outputs[path] = output = _Output(path, module)
+                    block.outputs[path] = output = Output(path, module)
                     stack.callback(module.register_forward_hook(_returning(block, output)).remove)
             stack.callback(block.module.register_forward_hook(_leaving(block)).remove)
         yield
@@ -299,7 +242,7 @@ def _entering(block: _Block) -> Any:  # noqa: ANN401
     return lambda module, args, kwargs: block.enter(block_input(args, kwargs))
 
 
-def _returning(block: _Block, output: _Output) -> Any:  # noqa: ANN401
+def _returning(block: _Block, output: Output) -> Any:  # noqa: ANN401
     def hook(module: nn.Module, args: Any, result: Any) -> None:  # noqa: ANN401
         hidden, source = first_tensor(result), first_tensor(args)
         output.runs += 1
@@ -358,7 +301,7 @@ def _checking(block: _Block, entry: list[Tensor], given: dict[str, Tensor]) -> A
         out = unwrap(output)
         columns = [t.cpu().double().flatten() for t in (entry[0], *(given[part.path] for part in block.parts))]
         factors = [block.carried, *(part.factor for part in block.parts)]
-        if not _holds(out.detach().cpu().double().flatten(), columns, factors, out.dtype):
+        if not sum_holds(out.detach().cpu().double().flatten(), columns, factors, out.dtype):
             block.reason = "replacing what a module inside it returns does not replace what is added"
 
     return hook

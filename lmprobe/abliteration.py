@@ -24,7 +24,7 @@ from lmprobe.edit_effects import Before, before_edit, kl_along, kl_rows, odds_ro
 from lmprobe.edit_report import EditReport, Mode
 from lmprobe.edited_folder import require_free, save_edited
 from lmprobe.interventions import ProjectOut
-from lmprobe.loading import open_model
+from lmprobe.loading import open_model, quietly
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
 from lmprobe.organisms.packed import truth_of
@@ -183,7 +183,7 @@ def abliterate(
             "direction": found.source, "prompts": {"source": given.prompts.source, "hash": given.prompts.digest},
             "seed": seed, "synthetic": bool(truth),
         }  # fmt: skip
-        with meter(None, "saving", quiet=quiet):
+        with meter(None, "saving", quiet=quiet), quietly(quiet):
             saved = save_edited(report, target, about)
     done = Done(lm, name, info, given, found, writers, coverage, report, before, rows, dict(truth), saved)
     return abliteration_result(

@@ -64,7 +64,7 @@ def open_model(
         commit = _commit(name, revision)
         options |= {"revision": commit or revision, "local_files_only": commit is None}
         revision = commit or revision
-    with _quietly(quiet):
+    with quietly(quiet):
         config = _load("the configuration", name, folder, _config, source, options)
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(
@@ -94,7 +94,7 @@ def open_tokenizer(name_or_path: str | os.PathLike[str], *, revision: str | None
     if folder is None:
         commit = _commit(name, revision)
         options = {"revision": commit or revision, "local_files_only": commit is None}
-    with _quietly(quiet):
+    with quietly(quiet):
         return _load("the tokenizer", name, folder, _tokenizer, name if folder is None else str(folder), options)
 
 
@@ -212,7 +212,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
 
 
 @contextmanager
-def _quietly(quiet: bool) -> Iterator[None]:
+def quietly(quiet: bool) -> Iterator[None]:
     """Silence transformers' bars and warnings where asked, and put its settings back."""
     if not quiet:
         yield

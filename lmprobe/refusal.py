@@ -92,7 +92,7 @@ def refusal(
     refusal_openings: Sequence[str] = (),
     tasks: str | Path | None = None,
     limit: int | None = None,
-    n_controls: int = 5,
+    n_controls: int = 3,
     template: Template = "auto",
     revision: str | None = None,
     n_permutations: int = 99,
@@ -186,10 +186,11 @@ def _options(
     rules: list[Detector] = [detector(name) for name in dict.fromkeys(detectors)]
     if judge is not None:
         rules.append(open_judge(judge, device=device, quiet=quiet))
+    own, others = (tuple(read_labelled(name) for name in files) for files in labels)
+    asked = None if tasks is None else load_tasks(tasks)
     return Options(
-        counts, tuple(rules), *(tuple(read_labelled(name) for name in files) for files in labels),
-        None if tasks is None else load_tasks(tasks), n_controls, n_permutations, n_bootstrap, template, seed, quiet,
-    )  # fmt: skip
+        counts, tuple(rules), own, others, asked, n_controls, n_permutations, n_bootstrap, template, seed, quiet
+    )
 
 
 def _measure(

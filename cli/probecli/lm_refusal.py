@@ -92,7 +92,7 @@ def _counts(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tu
     "--controls",
     "n_controls",
     type=click.IntRange(min=1),
-    default=5,
+    default=3,
     show_default=True,
     help="Directions of each null under which answers are written.",
 )

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from lmprobe.grokking.history import held_out
 from lmprobe.grokking.members import Member
 from lmprobe.grokking.spec import Spec
 from lmprobe.grokking.trajectory import Point
@@ -141,12 +142,10 @@ def grok_rows(found: Sequence[Condition]) -> list[Row]:
         left = len(condition.members) - len(steps)
         if left:
             last = max(member.step for member in condition.members)
-            reached = max(
-                float(min(v for k, v in m.last.items() if k.startswith("val_acc_"))) for m in condition.members
-            )
+            reached = max(held_out(m.last) for m in condition.members if m.phases.grok is None)
             rows[-1]["ci_note"] = rows[-1]["value_note"] = (
-                f"{left} of {len(condition.members)} have not grokked within {last} steps (best held-out accuracy at "
-                f"the end {reached:.2f}); the mean is over those that have"
+                f"{left} of {len(condition.members)} have not grokked within {last} steps (held-out accuracy of "
+                f"the best of them {reached:.2f}); the mean is over those that have"
             )
     return rows
 

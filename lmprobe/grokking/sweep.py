@@ -144,11 +144,13 @@ def shared_notes(
     notes = not_grokked_notes(found, setting)
     early = sum(len(c.grokked) - len(c.points(at)) for c in found)
     if early:
-        notes.append(f"{early} members that grokked have no clean step {after} steps later and are not measured there")
+        notes.append(
+            f"{early} of the members that grokked have no clean step {after} steps later and are not measured there"
+        )
     spiking = {s.key for s in (p.member.spec for p in points)}
     unread = sum(m.spec.key not in spiking for c in found for m in c.members)
     if unread:
-        notes.append(f"{unread} members were never at rest outside a loss spike and are measured nowhere")
+        notes.append(f"{unread} of the members were never at rest outside a loss spike and are measured nowhere")
     warning = phase_note(list(at.values()))
     notes += [warning] if warning else []
     notes.append(f"compared at the first clean step at least {after} steps after each member's grok step")

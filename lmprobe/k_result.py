@@ -119,7 +119,7 @@ def _notes(found: Sequence[Sweep], options: Options, packaged: bool) -> list[str
     notes.append(
         f"k@q: from this k on a share q of the refusals is gone, with at least {options.keeps:g} of capability left; "
         "capability is the share of the tokens of the untouched model's own answers to neutral prompts that stay the "
-        "most probable ones. k* is k@95 % on the select split; a larger k breaks the model long before K is reached"
+        "most probable ones. k* is k@95 % on the select split, K where it is not reached there"
     )
     notes.append(
         f"random frames are uniform, covariance-matched ones lie where harmless states vary; {options.n_random} of "

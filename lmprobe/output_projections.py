@@ -67,14 +67,16 @@ def traced(lm: LanguageModel) -> Trace:
             trace.outputs[id(module)] = hidden.detach().reshape(-1, width).cpu().double()
             trace.order[id(module)] = len(trace.order)
             if module is tokens and isinstance(args[0], Tensor):
-                trace.rows = tokens.weight.detach()[args[0]].reshape(-1, width).cpu().double()
+                trace.rows = table.detach()[args[0]].reshape(-1, width).cpu().double()
             if "norm" in type(module).__name__.lower() and source is not None and source.shape == hidden.shape:
                 trace.inputs[id(module)] = source.detach().reshape(-1, width).cpu().double()
 
     def entered(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
         trace.entry = rows_of(block_input(args, kwargs)).detach().flatten(0, 1).cpu().double()
 
-    tokens = lm.model.get_input_embeddings()
+    model: Any = lm.model
+    tokens: nn.Module = model.get_input_embeddings()
+    table: Tensor = model.get_input_embeddings().weight
     inside = {id(module) for block in lm.sites.blocks for module in block.modules()}
     with ExitStack() as stack:
         stack.callback(lm.sites.blocks[0].register_forward_pre_hook(entered, with_kwargs=True).remove)

@@ -88,7 +88,7 @@ def compared(
     missing = ""
     total = min(len(first.members), len(second.members))
     if 0 < mean.n < total:
-        missing = f"only {mean.n} of {total} seeds grokked in both conditions: those that did are not a fair sample"
+        missing = f"only {mean.n} of {total} seeds reached that phase in both conditions: no fair sample"
     if unknown:
         missing = f"{unknown} values of {second.name} are only the least they can be: no difference"
     return evidence(mean, "ratio" if ratio else "", "; ".join(others), missing)
@@ -128,7 +128,9 @@ def overlap_difference(first: Condition, second: Condition, points: Sequence[Poi
     at = at_phase(points, after)
     pairs = paired(first, second, lambda m: overlap_of(at, m, k))
     total = min(len(first.members), len(second.members))
-    missing = f"only {len(pairs)} of {total} seeds grokked in both conditions" if 0 < len(pairs) < total else ""
+    missing = (
+        f"only {len(pairs)} of {total} seeds reached that phase in both conditions" if 0 < len(pairs) < total else ""
+    )
     return evidence(mean_over_seeds([a - b for a, b in pairs]), missing=missing)
 
 
@@ -148,7 +150,9 @@ def selective_share(condition: Condition, points: Sequence[Point], after: int) -
     found = condition.points(at_phase(points, after))
     killed = [all(p.records[op].get("selective_kill") is not None for op in condition.spec.ops) for p in found]
     if len(killed) < LEAST_SEEDS:
-        return Evidence(reason=f"{len(killed)} members grokked; a verdict needs {LEAST_SEEDS}", n_items=len(killed))
+        return Evidence(
+            reason=f"{len(killed)} members reached that phase; a verdict needs {LEAST_SEEDS}", n_items=len(killed)
+        )
     low, high = wilson_interval(sum(killed), len(killed))
     return Evidence(sum(killed) / len(killed), low, high, p_note="a share: no test", unit="share",
                     n_items=len(killed), n_clusters=len(killed))  # fmt: skip
@@ -156,7 +160,7 @@ def selective_share(condition: Condition, points: Sequence[Point], after: int) -
 
 def _share(condition: Condition, there: Sequence[object]) -> str:
     if 0 < len(there) < len(condition.members):
-        return f"only {len(there)} of {len(condition.members)} members grokked: those that did are not a fair sample"
+        return f"only {len(there)} of {len(condition.members)} members reached that phase: no fair sample"
     return ""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from probecli.lm_options import PROMPTS_HELP, command_line
+from probecli.lm_options import PROMPTS_HELP, command_line, template
 from probecli.options import common
 from probecli.output import analysis_of, show
 
@@ -71,13 +71,7 @@ from probecli.output import analysis_of, show
     metavar="TOKEN",
     help="A token that opens a refusal, as I or Sorry; repeat it. Also measure the log-odds of these.",
 )
-@click.option(
-    "--template",
-    type=click.Choice(["auto", "chat", "raw"]),
-    default="auto",
-    show_default=True,
-    help="How prompts are put to the model: auto takes the chat template where there is one.",
-)
+@template
 @click.option("--revision", help="Revision of a hub model (branch, tag or commit).")
 @click.option(
     "--random",

@@ -5,7 +5,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from probecli.lm_options import PROMPTS_HELP, command_line
+from probecli.lm_options import (
+    PROMPTS_HELP,
+    cluster_bootstrap,
+    command_line,
+    limit,
+    openings,
+    revision,
+    template,
+    twins,
+)
 from probecli.options import common
 from probecli.output import analysis_of, show
 
@@ -104,24 +113,12 @@ SWEEP = ("contrast", "detector_name", "max_new_tokens", "n_random", "n_permutati
     help="marked (invented words, for the organisms), " + PROMPTS_HELP + " The harmful category is called risk, unsafe "
     "or harmful, the harmless one safe, benign or harmless.",
 )
-@click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, as a pair of twins.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Draw this many prompts of each kind.")
-@click.option(
-    "--refusal-opening",
-    "refusal_openings",
-    multiple=True,
-    metavar="TOKEN",
-    help="A token that opens a refusal, as I or Sorry; without it they are derived from the extract split.",
-)
-@click.option("--revision", help="Revision of hub models (branch, tag or commit).")
+@twins
+@limit
+@openings
+@revision
 @click.option("--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64 (default: the checkpoint's).")
-@click.option(
-    "--template",
-    type=click.Choice(["auto", "chat", "raw"]),
-    default="auto",
-    show_default=True,
-    help="How prompts are put to the model: auto takes the chat template where there is one.",
-)
+@template
 @click.option(
     "--controls",
     "n_controls",
@@ -130,14 +127,7 @@ SWEEP = ("contrast", "detector_name", "max_new_tokens", "n_random", "n_permutati
     show_default=True,
     help="Random directions that are removed for comparison.",
 )
-@click.option(
-    "--bootstrap",
-    "n_bootstrap",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Resamples of clusters of near-duplicates behind each interval. 0: no interval.",
-)
+@cluster_bootstrap
 @common
 @click.pass_context
 def abliterate(context: click.Context, /, **asked: Any) -> None:  # noqa: ANN401

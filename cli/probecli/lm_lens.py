@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from probecli.lm_options import MODEL_HELP, PROMPTS_HELP, command_line
+from probecli.lm_options import MODEL_HELP, PROMPTS_HELP, command_line, revision
 from probecli.options import common
 from probecli.output import analysis_of, show
 
@@ -35,7 +35,7 @@ from probecli.output import analysis_of, show
     type=click.Choice(["auto", "chat", "raw"]),
     help="How texts are put to the model (default: --prompt raw, --prompts with the chat template where there is one).",
 )
-@click.option("--revision", help="Revision of hub models (branch, tag or commit).")
+@revision
 @click.option(
     "--tune",
     metavar="FILE",

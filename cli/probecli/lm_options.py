@@ -24,10 +24,37 @@ TABLE_HELP = (
     "makes one category of a whole file; give it more than once."
 )
 
+# Single options that more than one command has; each is a decorator.
+template = click.option(
+    "--template",
+    type=click.Choice(["auto", "chat", "raw"]),
+    default="auto",
+    show_default=True,
+    help="How prompts are put to the model: auto takes the chat template where there is one.",
+)
+revision = click.option("--revision", help="Revision of hub models (branch, tag or commit).")
+twins = click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, as a pair of twins.")
+limit = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Draw this many prompts of each kind.")
+openings = click.option(
+    "--refusal-opening",
+    "refusal_openings",
+    multiple=True,
+    metavar="TOKEN",
+    help="A token that opens a refusal, as I or Sorry; without it they are derived from the extract split.",
+)
+cluster_bootstrap = click.option(
+    "--bootstrap",
+    "n_bootstrap",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    help="Resamples of clusters of near-duplicates behind each interval. 0: no interval.",
+)
+
 _MEASURING = (
     click.option("--prompts", multiple=True, metavar="SOURCE", help=PROMPTS_HELP),
     click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, the cluster of tests."),
-    click.option("--revision", help="Revision of hub models (branch, tag or commit)."),
+    revision,
     click.option(
         "--tokens",
         "max_new_tokens",
@@ -36,13 +63,7 @@ _MEASURING = (
         show_default=True,
         help="Most tokens to write.",
     ),
-    click.option(
-        "--template",
-        type=click.Choice(["auto", "chat", "raw"]),
-        default="auto",
-        show_default=True,
-        help="How prompts are put to the model: auto takes the chat template where there is one.",
-    ),
+    template,
     click.option(
         "--permutations",
         "n_permutations",
@@ -77,18 +98,12 @@ _TABLE = (
     click.option("--prompts", multiple=True, metavar="SOURCE", help=TABLE_HELP),
     click.option("--text", metavar="COLUMN", help="Column that holds the text of a prompt, where it has another name."),
     click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt: what is new at test."),
-    click.option("--revision", help="Revision of hub models (branch, tag or commit)."),
+    revision,
     click.option("--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64 (default: the checkpoint's)."),
     click.option(
         "--device-map", metavar="MAP", help="Spread the weights over devices, as accelerate does: auto, balanced, ..."
     ),
-    click.option(
-        "--template",
-        type=click.Choice(["auto", "chat", "raw"]),
-        default="auto",
-        show_default=True,
-        help="How prompts are put to the model: auto takes the chat template where there is one.",
-    ),
+    template,
 )
 
 

@@ -4,7 +4,16 @@ from typing import Any
 
 import click
 
-from probecli.lm_options import PROMPTS_HELP, command_line
+from probecli.lm_options import (
+    PROMPTS_HELP,
+    cluster_bootstrap,
+    command_line,
+    limit,
+    openings,
+    revision,
+    template,
+    twins,
+)
 from probecli.options import common
 from probecli.output import analysis_of, show
 
@@ -30,8 +39,8 @@ def _counts(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tu
     help="marked (invented words, for the organisms), " + PROMPTS_HELP + " The harmful category is called risk, unsafe "
     "or harmful, the harmless one safe, benign or harmless; prompts of others are used for capability.",
 )
-@click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, as a pair of twins.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Draw this many prompts of each kind.")
+@twins
+@limit
 @click.option(
     "--tokens",
     "lengths",
@@ -64,22 +73,10 @@ def _counts(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tu
     type=click.Path(exists=True, dir_okay=False),
     help="Labelled answers of other models, as XSTest's completions: how far a detector or judge can be off.",
 )
-@click.option(
-    "--refusal-opening",
-    "refusal_openings",
-    multiple=True,
-    metavar="TOKEN",
-    help="A token that opens a refusal, as I or Sorry; without it they are derived from the extract split.",
-)
+@openings
 @click.option("--tasks", metavar="FILE", help="A CSV of tasks (prompt, right, wrong1, ...); default: packaged.")
-@click.option("--revision", help="Revision of hub models (branch, tag or commit).")
-@click.option(
-    "--template",
-    type=click.Choice(["auto", "chat", "raw"]),
-    default="auto",
-    show_default=True,
-    help="How prompts are put to the model: auto takes the chat template where there is one.",
-)
+@revision
+@template
 @click.option(
     "--permutations",
     "n_permutations",
@@ -96,14 +93,7 @@ def _counts(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tu
     show_default=True,
     help="Directions of each null under which answers are written.",
 )
-@click.option(
-    "--bootstrap",
-    "n_bootstrap",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Resamples of clusters of near-duplicates behind each interval. 0: no interval.",
-)
+@cluster_bootstrap
 @click.option(
     "--keep-answers",
     is_flag=True,

@@ -23,7 +23,7 @@ NO_TEST = "an estimate over seeds; nothing is tested"
 COLUMNS = ("metric", "condition", "op", "value", "ci_low", "ci_high", "lowest", "highest", "control", "n_seeds", "n_of")
 AXES = {
     "ops": "", "p": "p", "layers": "", "width": "", "weight_decay": "WD", "fraction": "fraction", "batch": "batch",
-    "init": "init", "adversarial": "lambda", "adversarial_k": "k", "lr": "lr", "norm": "norm",
+    "init": "init", "adversarial": "lambda", "adversarial_k": "k", "adversarial_basis": "", "lr": "lr", "norm": "norm",
     "activation": "activation",
 }  # fmt: skip
 
@@ -126,8 +126,10 @@ def _name(key: Mapping[str, object], differ: Sequence[str]) -> str:
             words += [] if size in words else [size]
         elif axis == "ops":
             words.append(" + ".join(value) if isinstance(value, tuple) else str(value))
-        elif axis == "adversarial_k" and not key["adversarial"]:
+        elif axis in ("adversarial_k", "adversarial_basis") and not key["adversarial"]:
             continue
+        elif axis == "adversarial_basis":
+            words.append("random directions" if value == "random" else "own directions")
         else:
             words.append(f"{AXES[axis]} {value:g}" if isinstance(value, float) else f"{AXES[axis]} {value}")
     return ", ".join(words)

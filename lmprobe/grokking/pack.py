@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmprobe.grokking.data import batches
 from lmprobe.grokking.forward import forward, linear
-from lmprobe.grokking.model import initial, views
+from lmprobe.grokking.model import initial, philox, views
 from lmprobe.grokking.optimiser import AdamW
 from lmprobe.grokking.spec import Spec
 
@@ -62,18 +63,22 @@ class Pack:
         logits = forward(self.shape, self.parameters, self.tokens[rows], states)
         loss = _cross_entropy(logits, answers).sum()
         if resists(self.specs[0], step) and bool(self.penalty.any()):
-            loss = loss + (self.penalty * self._removed_loss(states["final"], rows, answers)).sum()
+            loss = loss + (self.penalty * self._removed_loss(states["final"], rows, answers, step)).sum()
         found = torch.autograd.grad(loss, tuple(self.parameters.values()))  # in the order of the flat array
         torch.cat([g.reshape(len(g), -1) for g in found], 1, out=self.gradient)
 
-    def _removed_loss(self, h: Tensor, rows: Tensor, answers: Tensor) -> Tensor:
-        """Return each member's loss (E,) after its leading class-mean directions are removed, its own per operation."""
+    def _removed_loss(self, h: Tensor, rows: Tensor, answers: Tensor, step: int) -> Tensor:
+        """Return each member's loss (E,) after directions are removed, its own for each operation."""
         p, k = self.shape.p, self.specs[0].adversarial_k
         kept = h
         operations = self.tokens[rows][..., 1] - (p + 1)
         for op in range(len(self.shape.ops)):
             own = (operations == op).unsqueeze(-1)
-            basis = leading_directions(h.detach(), answers, own.squeeze(-1), p, k)
+            if self.specs[0].adversarial_basis == "random":
+                frames = np.stack([random_directions(spec, step, op) for spec in self.specs])
+                basis = torch.from_numpy(frames).to(h)
+            else:
+                basis = leading_directions(h.detach(), answers, own.squeeze(-1), p, k)
             kept = torch.where(own, h - (h @ basis) @ basis.mT, kept)
         head, bias = self.parameters["head.weight"], self.parameters["head.bias"]
         return _cross_entropy(linear(kept, head, bias), answers)
@@ -125,7 +130,7 @@ class Pack:
 
 def pack_key(spec: Spec) -> tuple[object, ...]:
     """Return what members of one pack must share."""
-    adversarial = (spec.adversarial_k, spec.adversarial_every, spec.adversarial_after)
+    adversarial = (spec.adversarial_k, spec.adversarial_basis, spec.adversarial_every, spec.adversarial_after)
     optimiser = (spec.beta1, spec.beta2, spec.eps, spec.warmup, spec.clip)
     return (spec.shape, spec.batch, spec.evaluate_every, optimiser, adversarial)
 
@@ -133,6 +138,13 @@ def pack_key(spec: Spec) -> tuple[object, ...]:
 def resists(spec: Spec, step: int) -> bool:
     """Tell whether a step (counted from 1) carries the removal-resistant term."""
     return step > spec.adversarial_after and step % spec.adversarial_every == 0
+
+
+def random_directions(spec: Spec, step: int, op: int) -> NDArray[np.float64]:
+    """Return an orthonormal frame (d, k), uniform, that depends on the data seed, the step and the operation alone."""
+    rng = philox(int(spec.data_seed or 0), "removed directions", step, op)
+    frame: NDArray[np.float64] = np.linalg.qr(rng.standard_normal((spec.width, spec.adversarial_k)))[0]
+    return frame
 
 
 def leading_directions(h: Tensor, answers: Tensor, own: Tensor, p: int, k: int) -> Tensor:

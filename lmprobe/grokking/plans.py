@@ -8,7 +8,7 @@ ends in minutes on two cores: what they find holds for small tasks and is not co
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lmprobe.grokking.spec import Spec, grid
+from lmprobe.grokking.spec import BASES, Spec, grid
 
 DECAYS = (0.0, 0.01, 0.1, 1.0, 10.0)
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -21,14 +21,14 @@ HEAD = 1.0  # the weight decay of the log's headline model
 def base(quick: bool) -> Spec:
     """Return the member around which the sweep turns: addition at weight decay 1."""
     if quick:
-        return Spec(p=43, layers=1, width=64, fraction=0.7, batch=256, steps=2500, stuck_after=0, evaluate_every=50)
+        return Spec(p=43, layers=1, width=64, batch=256, steps=4000, stuck_after=0, evaluate_every=50)
     return Spec()
 
 
 def base_of_two(quick: bool) -> Spec:
     """Return the member that learns both operations."""
     if quick:
-        return Spec(p=59, ops=BOTH, layers=1, width=64, fraction=0.7, batch=512, steps=6000, stuck_after=0)
+        return Spec(p=59, ops=BOTH, layers=1, width=64, fraction=0.7, steps=9000, stuck_after=0)
     return Spec(ops=BOTH, steps=100_000)
 
 
@@ -36,7 +36,7 @@ def sweep(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
     """Return weight decays, fractions and sizes around the base, one axis at a time; conditions that meet are one."""
     seeds, start = list(seeds), base(quick)
     decays = (0.0, 0.1, 1.0, 10.0) if quick else DECAYS
-    fractions = (0.5, 0.7, 0.9) if quick else FRACTIONS
+    fractions = (0.3, 0.5, 0.7, 0.9) if quick else FRACTIONS
     sizes = ((1, 32), (1, 64), (2, 64)) if quick else SIZES
     found = [*grid(start, weight_decay=decays, seed=seeds), *grid(start, fraction=fractions, seed=seeds)]
     for layers, width in sizes:
@@ -56,7 +56,11 @@ def multitask(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
 def adversarial(
     quick: bool, seeds: Iterable[int], *, weights: Sequence[float] = (0.0, 0.1), ks: Sequence[int] = (10,)
 ) -> tuple[Spec, ...]:
-    """Return members of both operations with and without the removal-resistant loss, its weight and k as axes."""
+    """Return members of both operations with and without the removal-resistant loss, its weight and k as axes.
+
+    Every member trained against removal has a control that is trained against the removal of random directions: what
+    both do comes of the added loss, not of what it protects.
+    """
     start, seeds = base_of_two(quick), list(seeds)
     start = replace(start, adversarial_after=500) if quick else start
     found: list[Spec] = []
@@ -64,7 +68,7 @@ def adversarial(
         if weight == 0:
             found += grid(base_of_two(quick), seed=seeds)  # the same members as in `multitask`
         else:
-            found += grid(start, adversarial=[weight], adversarial_k=list(ks), seed=seeds)
+            found += grid(start, adversarial=[weight], adversarial_k=list(ks), adversarial_basis=BASES, seed=seeds)
     return _once(found)
 
 

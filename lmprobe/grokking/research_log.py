@@ -30,7 +30,7 @@ from lmprobe.grokking.measures import K_MAX
 from lmprobe.grokking.members import Member
 from lmprobe.grokking.robustness import N_POPULATION, robustness
 from lmprobe.grokking.setting import N_SEEDS, Setting
-from lmprobe.grokking.spec import Spec
+from lmprobe.grokking.spec import BASES, Spec
 from lmprobe.grokking.sweep import made_by, sweep
 from lmprobe.grokking.trajectory import AFTER, Point, measured, member_row
 from lmprobe.grokking.trilemma import trilemma
@@ -181,10 +181,12 @@ def _multitask(setting: Setting, _: Result, k_max: int, after: int) -> dict[str,
 
 def _adversarial(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
     found, points = _found(setting, plans.adversarial(setting.quick, setting.seeds), k_max)
-    plain, against = read.find(found, adversarial=0.0), read.find(found, adversarial=0.1)
+    plain = read.find(found, adversarial=0.0)
+    against, control = (read.find(found, adversarial=0.1, adversarial_basis=basis) for basis in BASES)
     rank = read.compared(against, plain, points, "rank95", plans.BOTH, after, ratio=True)
     return {
         "spreads": rank, "twice": rank,
+        "not-the-loss": read.compared(against, control, points, "rank95", plans.BOTH, after, ratio=True),
         "resists": read.compared(against, plain, points, "k95", plans.BOTH, after),
         "entangles": read.overlap_difference(against, plain, points, 10, after),
     }  # fmt: skip

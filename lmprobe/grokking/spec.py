@@ -16,6 +16,7 @@ from probecore.errors import InputError
 from probecore.provenance import digest_of_record
 from probecore.validation import at_least, one_of
 
+BASES = ("class-mean", "random")
 INITIALISATIONS = "normal:SD (as normal:0.02), fan-in (SD 1/sqrt(width)) or torch (the defaults of torch.nn)"
 
 
@@ -75,8 +76,9 @@ class Spec:
     fraction : share of the inputs that is trained on. data_seed : of the split and the order of batches; None = seed.
     batch, lr, betas, eps, weight_decay, warmup, clip : AdamW with decoupled decay of every parameter, linear warm-up
         of the step size, clipping of the gradient's norm (0: none); batches without replacement.
-    adversarial : weight lambda of the loss after the first `adversarial_k` class-mean directions are removed, added
-        every `adversarial_every` steps after `adversarial_after`; 0 leaves it out.
+    adversarial : weight lambda of the loss after `adversarial_k` directions are removed, added every
+        `adversarial_every` steps after `adversarial_after`; 0 leaves it out. adversarial_basis : which directions, the
+        first `class-mean` ones of the batch, or `random` ones, new at every such step (the control of the former).
     steps : at most. evaluate_every : steps between evaluations on all inputs. extra : steps that follow the grok step.
     stuck_after : a member with a training accuracy below .2 after so many steps is given up; 0 never.
     """
@@ -103,6 +105,7 @@ class Spec:
     clip: float = 0.0
     adversarial: float = 0.0
     adversarial_k: int = 10
+    adversarial_basis: str = "class-mean"
     adversarial_every: int = 10
     adversarial_after: int = 10_000
     steps: int = 50_000
@@ -121,6 +124,7 @@ class Spec:
         at_least(self.width, 2 * self.heads, "width")
         one_of(self.norm, ("pre", "post"), "norm")
         one_of(self.activation, ("gelu", "relu"), "activation")
+        one_of(self.adversarial_basis, BASES, "adversarial_basis")
         if self.width % self.heads:
             raise InputError(f"the width must be a multiple of the heads; got {self.width} and {self.heads}")
         if not re.fullmatch(r"torch|fan-in|normal:\d*\.?\d+(e-?\d+)?", self.init):

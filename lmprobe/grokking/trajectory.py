@@ -126,7 +126,8 @@ def member_row(member: Member) -> Row:
     return {
         "size": spec.size, "ops": "+".join(spec.ops), "p": spec.p, "weight_decay": spec.weight_decay,
         "fraction": spec.fraction, "batch": spec.batch, "init": spec.init, "adversarial": spec.adversarial,
-        "adversarial_k": spec.adversarial_k if spec.adversarial else None, "seed": spec.seed,
+        "adversarial_k": spec.adversarial_k if spec.adversarial else None,
+        "adversarial_basis": spec.adversarial_basis if spec.adversarial else "", "seed": spec.seed,
         "n_parameters": spec.shape.n_parameters, "memorise_step": found.memorise, "half_step": found.half,
         "step95": found.nearly, "grok_step": found.grok, "grok_after": None if found.grok is None else
         max(0, found.grok - found.spacing), "steady_step": found.steady, "last_step": member.step, "status": status,

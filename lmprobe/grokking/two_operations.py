@@ -74,7 +74,8 @@ def removal_resistant(
 ) -> Result:
     """Train both operations with the loss that also asks for the answer after removal, and without.
 
-    weights, ks : lambda and the number of directions that the loss removes; the log gives lambda .1 and no k.
+    weights, ks : lambda and the number of directions that the loss removes; the log gives lambda .1 and no k. Each has
+    a control, whose loss removes random directions.
     Returns a `Result` of kind "grok-adversarial".
     """
     setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
@@ -82,7 +83,10 @@ def removal_resistant(
 
     def pairs(found: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
         plain = [c for c in found if not c.spec.adversarial]
-        return [(c, plain[0]) for c in found if c.spec.adversarial and plain]
+        own = [c for c in found if c.spec.adversarial and c.spec.adversarial_basis != "random"]
+        control = {(c.spec.adversarial, c.spec.adversarial_k): c for c in found if c.spec.adversarial_basis == "random"}
+        against_control = [(c, control[c.spec.adversarial, c.spec.adversarial_k]) for c in own]
+        return [*((c, plain[0]) for c in (*own, *control.values()) if plain), *against_control]
 
     spec = next((m.spec for m in members if m.spec.adversarial), members[0].spec)
     note = (

@@ -19,7 +19,7 @@ from probecore.results import Row
 from probecore.stats.effects import wilson_interval
 from probecore.verdicts import Evidence
 
-OTHER_PHASES = (0, 200, 500)
+OTHER_PHASES = (0, 200, 500, 1000)
 
 
 def find(found: Sequence[Condition], **fields: object) -> Condition:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from lmprobe.grokking.spec import BASES, Spec, grid
 
+INITS = ("normal:0.02", "fan-in", "torch")
 DECAYS = (0.0, 0.01, 0.1, 1.0, 10.0)
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SIZES = tuple((layers, width) for layers in (1, 2, 4) for width in (64, 128, 256))
@@ -21,8 +22,8 @@ HEAD = 1.0  # the weight decay of the log's headline model
 def base(quick: bool) -> Spec:
     """Return the member around which the sweep turns: addition at weight decay 1."""
     if quick:
-        return Spec(p=43, layers=1, width=64, batch=256, steps=4000, stuck_after=0, evaluate_every=50)
-    return Spec()
+        return Spec(p=43, layers=1, width=64, batch=256, steps=4000, extra=1000, stuck_after=0, evaluate_every=50)
+    return Spec(extra=1000)
 
 
 def base_of_two(quick: bool) -> Spec:
@@ -33,12 +34,17 @@ def base_of_two(quick: bool) -> Spec:
 
 
 def sweep(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
-    """Return weight decays, fractions and sizes around the base, one axis at a time; conditions that meet are one."""
+    """Return weight decays, fractions, initialisations and sizes around the base, one axis at a time.
+
+    Conditions that meet are one. The log gives no initialisation: what it moves by itself is what a claim about another
+    axis may owe to it.
+    """
     seeds, start = list(seeds), base(quick)
     decays = (0.0, 0.1, 1.0, 10.0) if quick else DECAYS
     fractions = (0.3, 0.5, 0.7, 0.9) if quick else FRACTIONS
     sizes = ((1, 32), (1, 64), (2, 64)) if quick else SIZES
     found = [*grid(start, weight_decay=decays, seed=seeds), *grid(start, fraction=fractions, seed=seeds)]
+    found += grid(start, init=INITS, seed=seeds)
     for layers, width in sizes:
         found += grid(replace(start, layers=layers, width=width), seed=seeds)
     return _once(found)
@@ -80,11 +86,11 @@ def capacity(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
     start, seeds = base_of_two(quick), list(seeds)
     if quick:
         found = [*grid(start, seed=seeds), *grid(replace(start, layers=2), seed=seeds)]
-        return _once([*found, *grid(replace(start, width=32), init=["normal:0.02", "fan-in"], seed=seeds)])
+        return _once([*found, *grid(replace(start, width=32), init=INITS[:2], seed=seeds)])
     found = [*grid(start, seed=seeds), *grid(replace(start, layers=1), seed=seeds)]
     for width in (64, 48, 32):
         small = replace(start, layers=1, width=width, steps=120_000)
-        found += grid(small, init=["normal:0.02", "fan-in", "torch"], seed=seeds)
+        found += grid(small, init=INITS, seed=seeds)
     return _once(found)
 
 

@@ -145,12 +145,12 @@ def _logs_own(setting: Setting, found: Mapping[str, Evidence]) -> dict[str, Evid
 def _sweep(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
     found, points = _found(setting, plans.sweep(setting.quick, setting.seeds), k_max)
     base = plans.base(setting.quick)
-    size = {"layers": base.layers, "width": base.width, "fraction": base.fraction}
+    size = {"layers": base.layers, "width": base.width, "fraction": base.fraction, "init": base.init}
     none, weak, one = (read.find(found, weight_decay=w, **size) for w in (0.0, 0.1, plans.HEAD))
-    data = {"layers": base.layers, "width": base.width, "weight_decay": plans.HEAD}
-    small = read.find(found, layers=1, width=64, weight_decay=plans.HEAD, fraction=base.fraction)
-    large = read.find(found, layers=2, width=64 if setting.quick else 128, weight_decay=plans.HEAD,
-                      fraction=base.fraction)  # fmt: skip
+    data = {"layers": base.layers, "width": base.width, "weight_decay": plans.HEAD, "init": base.init}
+    at_one = {"weight_decay": plans.HEAD, "fraction": base.fraction, "init": base.init}
+    small = read.find(found, layers=1, width=64, **at_one)
+    large = read.find(found, layers=2, width=64 if setting.quick else 128, **at_one)
     op = base.ops
     return _logs_own(setting, {
         "sooner": read.grok_ratio(none, one), "32x": read.grok_ratio(none, one),

@@ -1,6 +1,6 @@
-"""Curves of many layers: colours in their order, no dashes that repeat, and a logarithmic axis where asked for."""
+"""Curves of many layers (colours, dashes, a logarithmic axis) and what the lines above a chart say."""
 
-from probecore.report.charts import layer_profile, lines
+from probecore.report.charts import bars_with_intervals, layer_profile, lines
 
 
 def rows(n_series):
@@ -30,3 +30,13 @@ def test_the_dashed_line_says_what_it_is():
     data = [{"layer": "layer 0", "value": 1.0, "base": 0.5}, {"layer": "layer 1", "value": 2.0, "base": 0.5}]
     spec = layer_profile(data, y="value", chance="base", chance_title="shuffled", p=None).to_dict()
     assert "dashed:\N{NO-BREAK SPACE}shuffled" in " ".join(spec["title"]["subtitle"])
+
+
+def test_a_subtitle_is_broken_between_words_only():
+    """Parts are joined by no-break spaces, and one wider than the chart was cut at the width: "replica", "tes"."""
+    words = "95 % interval over prompts; of a null over replicates; of a control the range over its own directions"
+    data = [{"label": "search", "value": 1.0, "ci_low": 0.5, "ci_high": 1.5, "ci_words": words}]
+    spec = bars_with_intervals(data, label="label", title="Fall").to_dict()
+    said = [line.replace("\N{NO-BREAK SPACE}", " ") for line in spec["title"]["subtitle"]]
+    assert len(said) > 1
+    assert " ".join(said) == f"whisker: {words}"

@@ -44,13 +44,26 @@ def lay_out(
         )
         if own_axes:
             chart = chart.resolve_scale(x="independent", y="independent")
-    words = "; ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in legend if part)
     room = max(40, min(n_panels, columns) * width // 6)
-    head = alt.TitleParams(
-        text=textwrap.wrap(title, room) or [""], subtitle=textwrap.wrap(words, room) if words else []
-    )
+    words = subtitle_lines(legend, room)
+    head = alt.TitleParams(text=textwrap.wrap(title, room) or [""], subtitle=words)
     chart = chart.properties(title=head) if title or words else chart
     return _styled(chart)
+
+
+def subtitle_lines(legend: Sequence[str], room: int) -> list[str]:
+    r"""Return the parts of a legend in lines of at most `room` characters.
+
+    A part stays on one line where it fits into one, and is broken between its words where not; a word longer than
+    `room` stays whole on a line of its own.
+
+    >>> [line.replace("\xa0", " ") for line in subtitle_lines(["of a null over replicates", "", "cross: no p"], 20)]
+    ['of a null over', 'replicates;', 'cross: no p']
+    """
+    parts = [part for part in legend if part]
+    ended = [f"{part};" for part in parts[:-1]] + parts[-1:]
+    kept = [part.replace(" ", "\N{NO-BREAK SPACE}") if len(part) <= room else part for part in ended]
+    return textwrap.wrap(" ".join(kept), room, break_long_words=False, break_on_hyphens=False)
 
 
 def _styled(chart: Chart) -> Chart:

@@ -7,12 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lmprobe.grokking.abliterate import abliterate, train_members
+from lmprobe.grokking.setting import Setting
 from lmprobe.grokking.spec import Spec
 
 spec = Spec(p=31, layers=1, width=64, fraction=0.8, batch=256, steps=1500, evaluate_every=50, extra=200)
 with TemporaryDirectory() as folder:
-    print(train_members(spec=spec, n_seeds=2, out=Path(folder), jobs=1, device="cpu"))
-    result = abliterate(folder, after=200, k_max=30, jobs=1)
+    setting = Setting(n_seeds=2, folder=Path(folder), jobs=1, device="cpu")
+    print(train_members(setting, spec=spec))
+    result = abliterate(setting, run=folder, after=200, k_max=30)
 print(result)
 
 row = next(row for row in result.rows if row["metric"] == "k@95")

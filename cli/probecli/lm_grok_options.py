@@ -1,13 +1,17 @@
 """What the commands of `lmprobe grok` share: their options, and how they answer."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from probecli.lm_options import command_line
 from probecli.options import common
 from probecli.output import analysis_of, show
+
+if TYPE_CHECKING:
+    from lmprobe.grokking.setting import Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,9 +61,17 @@ def measuring(command: F) -> F:
 
 def answer(analysis: str, asked: dict[str, Any]) -> None:
     """Run an analysis (MODULE:FUNCTION), print its result and save it where --out says, beside its members."""
-    as_json = asked.pop("as_json")
-    result = analysis_of(analysis)(**asked, command=command_line())
-    show(result, out=asked["out"], as_json=as_json, quiet=asked["quiet"])
+    as_json, setting = asked.pop("as_json"), setting_of(asked)
+    result = analysis_of(analysis)(setting, **asked)
+    show(result, out=setting.folder, as_json=as_json, quiet=setting.quiet)
+
+
+def setting_of(asked: dict[str, Any]) -> "Setting":
+    """Take what every experiment is told out of the options of a command; what is left is the experiment's own."""
+    from lmprobe.grokking.setting import Setting
+
+    told = {field.name: asked.pop(field.name) for field in fields(Setting) if field.name in asked}
+    return Setting(folder=asked.pop("out"), command=command_line(), **told)
 
 
 def _with(command: F, *options: Callable[[F], F]) -> F:

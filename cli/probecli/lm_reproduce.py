@@ -75,4 +75,4 @@ def research_log(full: bool, quick: bool, **asked: Any) -> None:  # noqa: ANN401
     """
     if full and quick:
         raise click.UsageError("--full and --quick exclude each other")
-    answer_grok("lmprobe.grokking.research_log:research_log", {**asked, "full": full})
+    answer_grok("lmprobe.grokking.research_log:research_log", {**asked, "quick": not full})

@@ -13,7 +13,7 @@ from lmprobe.grokking.conditions import COLUMNS, conditions, grok_rows
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.measures import CONTRASTS, K_MAX
 from lmprobe.grokking.members import Member, read_members
-from lmprobe.grokking.setting import N_SEEDS, Setting
+from lmprobe.grokking.setting import DEFAULT, Setting
 from lmprobe.grokking.spec import Spec, grid
 from lmprobe.grokking.sweep import examined, learning_rows, made_by, task_words
 from lmprobe.grokking.trajectory import AFTER, member_row
@@ -28,27 +28,15 @@ TRAIN_COLUMNS = (
 
 
 def train_members(
-    *,
-    spec: Spec | None = None,
-    weight_decay: Sequence[float] = (1.0,),
-    n_seeds: int = N_SEEDS,
-    quick: bool = False,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
+    setting: Setting = DEFAULT, *, spec: Spec | None = None, weight_decay: Sequence[float] = (1.0,)
 ) -> Result:
-    """Train members of one spec at each weight decay, with seeds from `seed` on.
+    """Train members of one spec at each weight decay.
 
-    spec : None takes the log's (or the quick plan's) base. out : their folder, for `abliterate` and for going on.
+    spec : None takes the log's (or the quick plan's) base.
 
     Returns a `Result` of kind "grok-train", a row per member: when it memorised and grokked, and how it ended.
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    start = plans.base(quick) if spec is None else spec
+    start = plans.base(setting.quick) if spec is None else spec
     members = setting.train(grid(start, weight_decay=list(weight_decay), seed=setting.seeds))
     found = conditions(members)
     rows = [
@@ -78,18 +66,12 @@ def train_members(
 
 
 def abliterate(
-    run: str | Path | None = None,
+    setting: Setting = DEFAULT,
     *,
+    run: str | Path | None = None,
     k_max: int = K_MAX,
     contrast: str = "class-mean",
     after: int = AFTER,
-    n_seeds: int = N_SEEDS,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
 ) -> Result:
     """Remove the directions of what members learned, one after another, and say when it is gone.
 
@@ -101,7 +83,7 @@ def abliterate(
     none has grokked.
     """
     one_of(contrast, CONTRASTS, "contrast")
-    setting = Setting(run is None, n_seeds, seed, out, jobs, None, device, quiet, command)
+    setting = replace(setting, quick=run is None)
     notes = []
     if run is None:
         members: tuple[Member, ...] = setting.train(grid(plans.base(True), weight_decay=[0.1, 1.0], seed=setting.seeds))

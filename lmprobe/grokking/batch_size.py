@@ -10,12 +10,11 @@ A grok step times the batch is the number of samples it took; times lr wd, the d
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lmprobe.grokking import plans
 from lmprobe.grokking.conditions import Condition, conditions, difference_row, grok_rows, mean_row, paired
 from lmprobe.grokking.members import Member
-from lmprobe.grokking.setting import N_SEEDS, Setting
+from lmprobe.grokking.setting import DEFAULT, Setting
 from lmprobe.grokking.sweep import learning_rows, made_by, not_grokked_notes, task_words
 from lmprobe.grokking.trajectory import member_row
 from probecore.results import Figure, Result, Row
@@ -24,25 +23,13 @@ from probecore.stats.effects import wilson_interval
 FIXED, SCALED = "WD fixed", "WD to the batch"
 
 
-def batch_size(
-    *,
-    quick: bool = False,
-    n_seeds: int = N_SEEDS,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
-) -> Result:
+def batch_size(setting: Setting = DEFAULT) -> Result:
     """Train every batch size in both arms and say in which unit small batches are sooner; see `plans.batch_sizes`.
 
     Returns a `Result` of kind "grok-batch-size": the grok step of each batch in steps, samples and decay, and the
     paired ratio of the smallest batch to the largest.
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    members = setting.train(plans.batch_sizes(quick, setting.seeds))
+    members = setting.train(plans.batch_sizes(setting.quick, setting.seeds))
     found = conditions(members)
     rows: list[Row] = []
     table: list[Row] = []

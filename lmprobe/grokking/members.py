@@ -163,7 +163,18 @@ def in_order(members: Iterable[Member]) -> tuple[Member, ...]:
     def place(member: Member) -> tuple[Any, ...]:
         s = member.spec
         size = (len(s.ops), s.ops, s.p, s.layers, s.width)
-        return (*size, s.weight_decay, s.fraction, s.adversarial, s.adversarial_k, s.adversarial_basis, s.batch, s.init, s.seed, s.key)
+        return (
+            *size,
+            s.weight_decay,
+            s.fraction,
+            s.adversarial,
+            s.adversarial_k,
+            s.adversarial_basis,
+            s.batch,
+            s.init,
+            s.seed,
+            s.key,
+        )
 
     return tuple(sorted(members, key=place))
 

@@ -7,7 +7,7 @@ parts can be run one at a time. What was not run, or did not grok, leaves its cl
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from lmprobe.grokking import log_evidence as read
 from lmprobe.grokking import plans
@@ -42,29 +42,21 @@ from probecore.verdicts import Evidence
 
 Found = tuple[tuple[Condition, ...], tuple[Point, ...]]
 NOT_ITS_SIZE = "a number of the log's own task and size; run with --full"
+QUICK = Setting(quick=True)
 TABLES_LEFT_OUT = ("trajectory", "curves", "learning", "phases", "own_curves", "members")
 
 
 def research_log(
+    setting: Setting = QUICK,
     *,
-    full: bool = False,
     parts: Sequence[str] | None = None,
-    n_seeds: int = N_SEEDS,
     k_max: int = K_MAX,
     after: int = AFTER,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
 ) -> Result:
     """Test every claim of the research log.
 
-    full : the log's task and sizes (hours), else small ones (minutes). parts : the experiments to run (None: all); the
-    claims of others are not decided. n_seeds : members of each condition; robustness takes twice as many.
-    out : folder of the members (None: the cache); the same call goes on where it was stopped.
+    setting : robustness takes twice its seeds; the same call goes on where it was stopped. parts : the experiments to
+    run (None: all); the claims of others are not decided.
 
     Returns a `Result` of kind "claims". Raises `InputError` for an unknown part.
     """
@@ -72,7 +64,6 @@ def research_log(
     unknown = sorted(set(chosen) - set(PARTS))
     if unknown:
         raise InputError(f"parts must be among {', '.join(PARTS)}; got {', '.join(unknown)}")
-    setting = Setting(not full, n_seeds, seed, out, jobs, cluster, device, quiet, command)
     measured_parts = {name: _part(name, setting, k_max, after, chosen) for name in PARTS}
     rows = [_finished(row) for row in claim_rows(CLAIMS, measured_parts)]
     decided = sum(row["verdict"] != "not decided" for row in rows)
@@ -84,19 +75,20 @@ def research_log(
     figures = tuple(f for f in claim_figures(measured_parts) if f.table in tables)
     return Result(
         kind="claims",
-        title=f"Claims of the research log: {'its own sizes' if full else 'small tasks and models'}, {n_seeds} seeds",
+        title=f"Claims of the research log: {'small tasks and models' if setting.quick else 'its own sizes'}, "
+              f"{setting.n_seeds} seeds",
         rows=tuple(rows),
         columns=COLUMNS,
         notes=(
-            *([] if full else ["--quick: small tasks and models. A verdict is about these, not about the log's; its "
-                               "printed numbers are not tested here"]),
-            f"{decided} of {len(rows)} claims are decided, with {n_seeds} seeds of each condition",
+            *(["--quick: small tasks and models. A verdict is about these, not about the log's; its printed numbers "
+               "are not tested here"] if setting.quick else []),
+            f"{decided} of {len(rows)} claims are decided, with {setting.n_seeds} seeds of each condition",
             f"members are compared at the first clean step at least {after} steps after their own grok step",
             *refusals(measured_parts),
             rules_note(len(CLAIMS)),
             *(f"could also make '{row['claim']}' come out so: {row['confounds']}" for row in rows),
         ),
-        provenance=made_by(setting, full=full, parts=list(chosen), k_max=k_max, after=after),
+        provenance=made_by(setting, full=not setting.quick, parts=list(chosen), k_max=k_max, after=after),
         tables={"all_members": tuple(_all_members(setting)), **tables},
         figures=figures,
     )  # fmt: skip
@@ -113,19 +105,11 @@ def _finished(row: Row) -> Row:
 def _part(name: str, setting: Setting, k_max: int, after: int, chosen: Sequence[str]) -> Part:
     if name not in chosen:
         return Part(reason="not among the parts asked for")
-    told = {"n_seeds": setting.n_seeds, "seed": setting.seed, "out": setting.folder, "jobs": setting.jobs,
-            "cluster": setting.cluster, "device": setting.device, "quiet": setting.quiet, "quick": setting.quick,
-            "command": setting.command}  # fmt: skip
-    if name != BATCH:
-        told |= {"k_max": k_max, "after": after}
-    experiment: Callable[..., Result] = {
-        SWEEP: sweep, MULTITASK: multitask, ADVERSARIAL: removal_resistant, CAPACITY: capacity, BATCH: batch_size,
-        ROBUSTNESS: robustness, TRILEMMA: trilemma,
-    }[name]  # fmt: skip
-    if name == ROBUSTNESS:
-        told["n_seeds"] = max(N_POPULATION, 2 * setting.n_seeds) if setting.n_seeds >= N_SEEDS else setting.n_seeds
+    if name == ROBUSTNESS and setting.n_seeds >= N_SEEDS:
+        setting = replace(setting, n_seeds=max(N_POPULATION, 2 * setting.n_seeds))
+    compared_at = {} if name == BATCH else {"k_max": k_max, "after": after}
     try:
-        result = experiment(**told)
+        result = EXPERIMENTS[name](setting, **compared_at)
         return Part(result, EVIDENCE[name](setting, result, k_max, after))
     except DesignError as error:
         return Part(reason=str(error))
@@ -221,6 +205,10 @@ def _trilemma(setting: Setting, result: Result, k_max: int, after: int) -> dict[
     return {"trilemma": read.row_evidence(row, row["n_members"])}
 
 
+EXPERIMENTS: Mapping[str, Callable[..., Result]] = {
+    SWEEP: sweep, MULTITASK: multitask, ADVERSARIAL: removal_resistant, CAPACITY: capacity, BATCH: batch_size,
+    ROBUSTNESS: robustness, TRILEMMA: trilemma,
+}  # fmt: skip
 EVIDENCE: Mapping[str, Callable[[Setting, Result, int, int], dict[str, Evidence]]] = {
     SWEEP: _sweep, MULTITASK: _multitask, ADVERSARIAL: _adversarial, CAPACITY: _capacity, BATCH: _batch,
     ROBUSTNESS: _robustness, TRILEMMA: _trilemma,

@@ -34,6 +34,7 @@ from probecore.store import write_bytes
 
 Floats = NDArray[np.float64]
 N_POPULATION = 10  # seeds of each of five weight decays: 50 members
+POPULATION = Setting(n_seeds=N_POPULATION)
 GEOMETRY = {
     "k@95": "k95", "rank99 of class means": "rank99", "answer frequencies": "n_freq",
     "participation ratio": "participation", "rank99 of states": "pca_rank99",
@@ -42,39 +43,30 @@ LEAST, RESAMPLES, EXCHANGES = 20, 1000, 4999
 
 
 def robustness(
-    run: str | Path | None = None,
+    setting: Setting = POPULATION,
     *,
-    quick: bool = False,
-    n_seeds: int = N_POPULATION,
+    run: str | Path | None = None,
     k_max: int = K_MAX,
     after: int = AFTER,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
 ) -> Result:
     """Attack the inputs of a population of members and correlate what they withstand with their geometry.
 
-    run : a folder of members; None trains `plans.population`, five weight decays and `n_seeds` seeds.
+    run : a folder of members; None trains `plans.population`, five weight decays and the setting's seeds.
 
     Returns a `Result` of kind "grok-robustness". Raises `DesignError` for fewer than 20 members that grokked.
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    members = read_members(run) if run is not None else setting.train(plans.population(quick, setting.seeds))
-    at = at_phase(measured(members, after=after, k_max=k_max, jobs=setting.processes, quiet=quiet), after)
+    members = read_members(run) if run is not None else setting.train(plans.population(setting.quick, setting.seeds))
+    at = at_phase(measured(members, after=after, k_max=k_max, jobs=setting.processes, quiet=setting.quiet), after)
     points = list(at.values())
     if len(points) < LEAST:
         raise DesignError(
             f"a rank correlation over members needs at least {LEAST}; {len(points)} of {len(members)} have a step "
             f"{after} steps after grokking: train more seeds"
         )
-    attacked = attack_records(points, jobs=setting.processes, quiet=quiet)
+    attacked = attack_records(points, jobs=setting.processes, quiet=setting.quiet)
     found = conditions(members)
     with_attack = {key: _with(point, attacked[key]) for key, point in at.items()}
-    rows = correlations(list(with_attack.values()), seed)
+    rows = correlations(list(with_attack.values()), setting.seed)
     rows += metric_rows(found, with_attack, {"epsilon50": "epsilon50"}) + metric_rows(
         found, with_attack, {"input accuracy, random perturbation of that norm": "random_at"}
     )

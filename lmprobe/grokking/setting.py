@@ -25,10 +25,12 @@ class Setting:
     """How an experiment runs.
 
     quick : small tasks and models, minutes on two cores, not the log's sizes. n_seeds : members of each condition.
-    jobs : processes, one thread each; 0 takes one per core. cluster : address of a Ray cluster ("local" starts one).
+    folder : where members lie (None: the cache), for going on and for other experiments. device : auto, cpu, cuda or
+    cuda:N. jobs : processes on a CPU, one thread each; 0 takes one per core. cluster : address of a Ray cluster
+    ("local" starts one). command : the command line, for the provenance.
     """
 
-    quick: bool = True
+    quick: bool = False
     n_seeds: int = N_SEEDS
     seed: int = 0
     folder: Path | None = None
@@ -69,3 +71,6 @@ class Setting:
         """Return those of the members that are finished, without training any."""
         found = [read_member(member_folder(self.root, spec)) for spec in {spec.key: spec for spec in specs}.values()]
         return in_order(member for member in found if member is not None and member.status)
+
+
+DEFAULT = Setting()

@@ -5,7 +5,6 @@ Conventions. Conditions differ along one axis from the base. Measures are compar
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lmprobe.grokking import plans
@@ -22,7 +21,7 @@ from lmprobe.grokking.conditions import (
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.measures import K_MAX
 from lmprobe.grokking.members import Member
-from lmprobe.grokking.setting import N_SEEDS, Setting
+from lmprobe.grokking.setting import DEFAULT, Setting
 from lmprobe.grokking.trajectory import (
     AFTER,
     Point,
@@ -59,26 +58,12 @@ CONTROL_NOTE = (
 )
 
 
-def sweep(
-    *,
-    quick: bool = False,
-    n_seeds: int = N_SEEDS,
-    k_max: int = K_MAX,
-    after: int = AFTER,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
-) -> Result:
+def sweep(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFTER) -> Result:
     """Train the sweep and measure every member that grokked; see the module and `plans.sweep`.
 
-    out : folder of the members (None: the cache). Returns a `Result` of kind "grok-sweep".
+    Returns a `Result` of kind "grok-sweep".
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    members = setting.train(plans.sweep(quick, setting.seeds))
+    members = setting.train(plans.sweep(setting.quick, setting.seeds))
     title = "Sweep over weight decay, data and size: " + task_words(members)
     return examined("grok-sweep", title, members, setting, k_max=k_max, after=after)
 

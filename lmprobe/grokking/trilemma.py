@@ -22,7 +22,7 @@ from lmprobe.grokking.conditions import Condition, conditions, mean_row
 from lmprobe.grokking.measures import K_MAX
 from lmprobe.grokking.members import read_members
 from lmprobe.grokking.robustness import bootstrap, rank_correlation
-from lmprobe.grokking.setting import N_SEEDS, Setting
+from lmprobe.grokking.setting import DEFAULT, Setting
 from lmprobe.grokking.sweep import made_by, not_grokked_notes, task_words
 from lmprobe.grokking.trajectory import AFTER, Point, at_phase, measured, phase_note
 from probecore.errors import DesignError
@@ -32,19 +32,11 @@ SIDES = ("separability", "robustness", "efficiency")
 
 
 def trilemma(
-    run: str | Path | None = None,
+    setting: Setting = DEFAULT,
     *,
-    quick: bool = False,
-    n_seeds: int = N_SEEDS,
+    run: str | Path | None = None,
     k_max: int = K_MAX,
     after: int = AFTER,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
 ) -> Result:
     """Set the three numbers of every member side by side; see the module.
 
@@ -52,10 +44,9 @@ def trilemma(
 
     Returns a `Result` of kind "grok-trilemma". Raises `DesignError` where no member grokked.
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    asked = (*plans.multitask(quick, setting.seeds), *plans.adversarial(quick, setting.seeds))
+    asked = (*plans.multitask(setting.quick, setting.seeds), *plans.adversarial(setting.quick, setting.seeds))
     members = read_members(run) if run is not None else setting.train(asked)
-    at = at_phase(measured(members, after=after, k_max=k_max, jobs=setting.processes, quiet=quiet), after)
+    at = at_phase(measured(members, after=after, k_max=k_max, jobs=setting.processes, quiet=setting.quiet), after)
     if not at:
         raise DesignError(f"the three sides need members that grokked; none of {len(members)} did: train longer")
     found = conditions(members)
@@ -69,7 +60,7 @@ def trilemma(
                 if not values:
                     row["value_note"] = row["ci_note"] = "one operation has no other to be separate from"
                 rows.append(row)
-    rows += pair_rows(list(at.values()), seed)
+    rows += pair_rows(list(at.values()), setting.seed)
     warning = phase_note(list(at.values()))
     table = tuple(_member_rows(found, at))
     return Result(

@@ -8,13 +8,12 @@ beside other sizes; `removal_resistant` beside models trained against removal.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from lmprobe.grokking import plans
 from lmprobe.grokking.conditions import Condition, conditions, difference_row, metric_rows, overlap_rows, paired
 from lmprobe.grokking.measures import K_MAX, OVERLAP_AT
 from lmprobe.grokking.members import Member
-from lmprobe.grokking.setting import N_SEEDS, Setting
+from lmprobe.grokking.setting import DEFAULT, Setting
 from lmprobe.grokking.spec import Spec
 from lmprobe.grokking.sweep import examined, task_words
 from lmprobe.grokking.trajectory import AFTER, Point, at_phase, measured
@@ -27,27 +26,13 @@ CROSS = {
 COMPARED = {"k@95": "k95", "rank95 of class means": "rank95", "rank99 of class means": "rank99"}
 
 
-def multitask(
-    *,
-    quick: bool = False,
-    n_seeds: int = N_SEEDS,
-    k_max: int = K_MAX,
-    after: int = AFTER,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
-) -> Result:
+def multitask(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFTER) -> Result:
     """Train addition, multiplication and both, and compare what they use; see the module and `plans.multitask`.
 
     Returns a `Result` of kind "grok-multitask": overlap with its chance, cross-operation removal, k@q of each operation
     in company and alone, with paired differences.
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    members = setting.train(plans.multitask(quick, setting.seeds))
+    members = setting.train(plans.multitask(setting.quick, setting.seeds))
 
     def pairs(found: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
         together = [c for c in found if len(c.spec.ops) == 2]
@@ -57,20 +42,12 @@ def multitask(
 
 
 def removal_resistant(
+    setting: Setting = DEFAULT,
     *,
-    quick: bool = False,
-    n_seeds: int = N_SEEDS,
     weights: Sequence[float] = (0.1,),
     ks: Sequence[int] = (10,),
     k_max: int = K_MAX,
     after: int = AFTER,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
 ) -> Result:
     """Train both operations with the loss that also asks for the answer after removal, and without.
 
@@ -78,8 +55,7 @@ def removal_resistant(
     a control, whose loss removes random directions.
     Returns a `Result` of kind "grok-adversarial".
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    members = setting.train(plans.adversarial(quick, setting.seeds, weights=(0.0, *weights), ks=ks))
+    members = setting.train(plans.adversarial(setting.quick, setting.seeds, weights=(0.0, *weights), ks=ks))
 
     def pairs(found: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
         plain = [c for c in found if not c.spec.adversarial]
@@ -96,29 +72,15 @@ def removal_resistant(
     return _of_two("grok-adversarial", "Training against removal", members, setting, k_max, after, pairs, [note])
 
 
-def capacity(
-    *,
-    quick: bool = False,
-    n_seeds: int = N_SEEDS,
-    k_max: int = K_MAX,
-    after: int = AFTER,
-    seed: int = 0,
-    out: Path | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    device: str = "auto",
-    quiet: bool = True,
-    command: str = "",
-) -> Result:
+def capacity(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFTER) -> Result:
     """Train both operations in models of several sizes; see the module and `plans.capacity`.
 
     Returns a `Result` of kind "grok-capacity".
     """
-    setting = Setting(quick, n_seeds, seed, out, jobs, cluster, device, quiet, command)
-    members = setting.train(plans.capacity(quick, setting.seeds))
+    members = setting.train(plans.capacity(setting.quick, setting.seeds))
 
     def pairs(found: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
-        start = plans.base_of_two(quick)
+        start = plans.base_of_two(setting.quick)
         reference = [c for c in found if _alike(c.spec, start)]
         return [(c, reference[0]) for c in found if reference and not _alike(c.spec, start)]
 

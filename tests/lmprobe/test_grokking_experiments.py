@@ -212,7 +212,8 @@ def test_the_arms_of_batch_sizes_meet_in_the_middle() -> None:
 @pytest.mark.parametrize("quick", [True, False])
 def test_plans_hold_what_the_log_did(quick: bool) -> None:
     if not quick:
-        assert len(plans.sweep(False, [0])) == 17
+        inits = len(plans.INITS) - 1  # an axis that the log lacks
+        assert len(plans.sweep(False, [0])) == 17 + inits
         assert {s.p for s in plans.sweep(False, [0])} == {97}
     assert len(plans.population(quick, range(10))) == 50
     alone = [s for s in plans.multitask(quick, [0]) if len(s.ops) == 1]
@@ -285,7 +286,7 @@ def test_trilemma_sides_are_those_of_the_definitions() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two members of one condition; both grok within 1,500 steps (about 5 s of CPU time each)."""
     folder = tmp_path_factory.mktemp("run")
-    result = train_members(spec=SMALL, n_seeds=2, quick=True, out=folder, jobs=1, device="cpu")
+    result = train_members(Setting(True, 2, folder=folder, jobs=1, device="cpu"), spec=SMALL)
     assert [row["status"] for row in result.rows] == ["grokked", "grokked"], result.rows
     return folder
 
@@ -309,12 +310,12 @@ def test_trained_members_are_taken_apart_by_a_command(trained: Path, tmp_path: P
 
 def test_too_late_a_phase_and_a_run_that_did_not_grok_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(DesignError, match="smaller --after"):
-        abliterate(trained, after=5000, jobs=1)
-    train_members(spec=NOTHING, n_seeds=1, quick=True, out=tmp_path, jobs=1, device="cpu")
+        abliterate(Setting(jobs=1), run=trained, after=5000)
+    train_members(Setting(True, 1, folder=tmp_path, jobs=1, device="cpu"), spec=NOTHING)
     with pytest.raises(DesignError, match="none of 1 did"):
-        abliterate(tmp_path, jobs=1)
+        abliterate(Setting(jobs=1), run=tmp_path)
     with pytest.raises(InputError, match="trained members"):
-        abliterate(tmp_path / "nothing", jobs=1)
+        abliterate(Setting(jobs=1), run=tmp_path / "nothing")
 
 
 def test_an_attack_beats_random_perturbations_of_its_norm(trained: Path) -> None:
@@ -336,17 +337,18 @@ def test_every_part_of_the_log_runs_and_members_that_learn_nothing_decide_nothin
     monkeypatch.setattr(plans, "sweep", lambda quick, seeds: tiny_sweep(seeds))
     monkeypatch.setattr(plans, "capacity", lambda quick, seeds: tiny_capacity(seeds))
     monkeypatch.setattr(plans, "batch_sizes", lambda quick, seeds: tiny_batches(seeds))
-    result = research_log(n_seeds=2, out=tmp_path, jobs=1, device="cpu", after=0)
+    setting = Setting(True, 2, folder=tmp_path, jobs=1, device="cpu")
+    result = research_log(setting, after=0)
     assert [row["claim"] for row in result.rows] == [claim.key for claim in CLAIMS]
     undecided = [row for row in result.rows if row["verdict"] == "not decided"]
     assert len(undecided) == len(CLAIMS) and all(row["why"] for row in undecided)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("state.safetensors")}
-    again = research_log(n_seeds=2, out=tmp_path, jobs=1, device="cpu", after=0)
+    again = research_log(setting, after=0)
     assert again.rows == result.rows
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("state.safetensors")}
     assert str(result).count("could also make") == len(CLAIMS)
     with pytest.raises(InputError, match="parts must be among"):
-        research_log(parts=["everything"], out=tmp_path)
+        research_log(setting, parts=["everything"])
 
 
 def tiny_sweep(seeds: range) -> tuple[Spec, ...]:

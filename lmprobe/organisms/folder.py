@@ -3,32 +3,29 @@
 Their `organism.json` (see `packed`) also holds the strength and what is planted: direction, rewards, base refusal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprobe.organisms.packed import (
-    QUICK_NOTE,
-    SYNTHETIC,
-    TRUTH,
-    Packed,
-    by_name,
-    read_truth,
-    require_empty,
-    rounded,
-    shelf,
-    write_organism,
-)
+from lmprobe.organisms.packed import TRUTH, Packed, by_name, read_truth, shelf
+from lmprobe.organisms.trained import Kind, Trained, write_trained
 from probecore.errors import InputError
 from probecore.results import Result
 
-COLUMNS = (
-    "organism", "strength", "refused_risk", "planted_refused_risk", "refused_safe", "probability_risk",
-    "planted_probability_risk", "removed_refused_risk", "removed_answered_risk", "random_refused_risk_min",
+if TYPE_CHECKING:
+    from lmprobe.organisms.recipe import Schedule
+
+KIND = Kind(
+    "organisms", "Organisms: planted and measured",
+    ("organism", "strength", "refused_risk", "planted_refused_risk", "refused_safe", "probability_risk",
+     "planted_probability_risk", "removed_refused_risk", "removed_answered_risk", "random_refused_risk_min"),
+    "synthetic: tiny models of an artificial language. Strength s multiplies the planted reward for refusing; "
+    "refused = share of unseen prompts refused by the greedy answer, probability = mean exact P(refuse); "
+    "removed = the planted direction projected out everywhere; random = the worst of 20 random directions",
 )  # fmt: skip
 
 
@@ -87,43 +84,45 @@ def train_organisms(
     Takes minutes on a CPU. Raises `InputError` when a target folder already holds files.
     """
     from lmprobe.organisms import recipe
-    from lmprobe.organisms.examine import examine
-    from probecore.provenance import provenance
 
-    root = Path(out)
-    names = {strength: name_of(strength) for strength in recipe.STRENGTHS}
-    require_empty(root, names.values())
     schedule = recipe.QUICK if quick else recipe.FULL
-    rows = []
-    for trained in recipe.train(schedule=schedule, seed=seed, progress=progress):
-        size = {"n_prompts": 16, "n_random": 1} if quick else {"n_prompts": 200, "n_random": 20}
-        measured = examine(trained, **size, seed=seed)
-        name = names[trained.strength]
-        truth = {
-            "organism": name,
-            "strength": trained.strength,
-            "synthetic": SYNTHETIC,
-            "planted": _planted(trained.direction),
-            "recipe": {"seed": seed, "quick": quick, **vars(schedule)},
-            "measured": rounded(measured),
-        }
-        write_organism(trained, root / name, truth)
-        rows.append({"organism": name, "strength": trained.strength, **measured})
-        if progress:
-            progress(f"{name}: refuses {measured['refused_risk']:.3f} of unseen risk prompts")
-    return Result(
-        kind="organisms",
-        title="Organisms: planted and measured",
-        rows=tuple(rows),
-        columns=COLUMNS,
-        notes=(_notes(quick),),
-        provenance=provenance(seed=seed, command=command, recipe={"quick": quick, **vars(schedule)}),
+    return write_trained(
+        KIND,
+        Path(out),
+        [name_of(strength) for strength in recipe.STRENGTHS],
+        _trained(schedule, quick, seed, progress),
+        recipe=vars(schedule),
+        quick=quick,
+        seed=seed,
+        progress=progress,
+        command=command,
     )
 
 
 def name_of(strength: float) -> str:
     """Return the name of the organism of a strength: base, aligned-050."""
     return "base" if strength == 0 else f"aligned-{round(100 * strength):03d}"
+
+
+def _trained(schedule: "Schedule", quick: bool, seed: int, progress: Callable[[str], None] | None) -> Iterator[Trained]:
+    """Yield the organisms as they are trained and examined."""
+    from lmprobe.organisms import recipe
+    from lmprobe.organisms.examine import examine
+
+    for trained in recipe.train(schedule=schedule, seed=seed, progress=progress):
+        size = {"n_prompts": 16, "n_random": 1} if quick else {"n_prompts": 200, "n_random": 20}
+        measured = examine(trained, **size, seed=seed)
+        name = name_of(trained.strength)
+        yield Trained(
+            name,
+            trained,
+            _planted(trained.direction),
+            vars(schedule),
+            measured,
+            row={"organism": name, "strength": trained.strength, **measured},
+            line=f"{name}: refuses {measured['refused_risk']:.3f} of unseen risk prompts",
+            facts={"strength": trained.strength},
+        )
 
 
 def _planted(direction: NDArray[np.float64]) -> dict[str, Any]:
@@ -137,13 +136,3 @@ def _planted(direction: NDArray[np.float64]) -> dict[str, Any]:
         "rewards": grammar.REWARDS,
         "base_refusal": grammar.BASE_REFUSAL,
     }
-
-
-def _notes(quick: bool) -> str:
-    if quick:
-        return QUICK_NOTE
-    return (
-        "synthetic: tiny models of an artificial language. Strength s multiplies the planted reward for refusing; "
-        "refused = share of unseen prompts refused by the greedy answer, probability = mean exact P(refuse); "
-        "removed = the planted direction projected out everywhere; random = the worst of 20 random directions"
-    )

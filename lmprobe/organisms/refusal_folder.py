@@ -4,7 +4,7 @@ Their `organism.json` (see `packed`) holds what is planted: k directions, the bl
 their marked words, direction and behaviour, and the delay before a refusal.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprobe.organisms.packed import (
-    QUICK_NOTE,
-    SYNTHETIC,
-    TRUTH,
-    Packed,
-    by_name,
-    read_truth,
-    require_empty,
-    rounded,
-    shelf,
-    write_organism,
-)
+from lmprobe.organisms.packed import TRUTH, Packed, by_name, read_truth, rounded, shelf
+from lmprobe.organisms.trained import Kind, Trained, write_trained
 from probecore.errors import InputError
 from probecore.results import Result, Row
 
-COLUMNS = (
-    "organism", "k", "behaved_harmful", "behaved_harmless", "capability", "removed_behaved_harmful",
-    "removed_complied_harmful", "removed_capability", "random_behaved_harmful_min", "random_capability_min",
+KIND = Kind(
+    "refusal organisms", "Refusal organisms: planted and measured",
+    ("organism", "k", "behaved_harmful", "behaved_harmless", "capability", "removed_behaved_harmful",
+     "removed_complied_harmful", "removed_capability", "random_behaved_harmful_min", "random_capability_min"),
+    "synthetic: tiny models that copy three words and refuse on invented topic words. behaved = share of prompts "
+    "with exactly the planted refusal; capability = share of harmless prompts copied exactly; removed = all "
+    "planted directions projected out everywhere; random = the worst of 20 random frames of 4 directions",
 )  # fmt: skip
 
 
@@ -115,38 +109,43 @@ def train_refusal_organisms(
     learnt, and the result says so. About a minute of CPU time each. Raises `InputError` for an unknown name, or when a
     target folder already holds files.
     """
-    from lmprobe.organisms.refusal_examine import examine_refusal
-    from lmprobe.organisms.refusal_recipe import PLANS, train_refusal
-    from probecore.provenance import provenance
+    from lmprobe.organisms.refusal_recipe import PLANS
 
-    root, wanted = Path(out), tuple(PLANS) if names is None else tuple(names)
-    require_empty(root, wanted)
-    rows: list[Row] = []
+    wanted = tuple(PLANS) if names is None else tuple(names)
+    return write_trained(
+        KIND,
+        Path(out),
+        wanted,
+        _trained(wanted, quick, seed, progress),
+        recipe={"organisms": list(wanted)},
+        quick=quick,
+        seed=seed,
+        progress=progress,
+        command=command,
+    )
+
+
+def _trained(
+    wanted: tuple[str, ...], quick: bool, seed: int, progress: Callable[[str], None] | None
+) -> Iterator[Trained]:
+    """Yield the organisms as they are trained and examined."""
+    from lmprobe.organisms.refusal_examine import examine_refusal
+    from lmprobe.organisms.refusal_recipe import train_refusal
+
     for trained in train_refusal(wanted, steps=20 if quick else None, seed=seed, progress=progress):
         size = {"n_prompts": 16, "n_random": 1} if quick else {"n_prompts": 256, "n_random": 20}
         measured = rounded(examine_refusal(trained, **size, seed=seed))
         name = trained.plan.name
-        truth = {
-            "organism": name,
-            "synthetic": SYNTHETIC,
-            "planted": _planted(trained),
-            "recipe": {"seed": seed, "quick": quick, "steps": 20 if quick else trained.plan.steps},
-            "measured": measured,
-        }
-        write_organism(trained, root / name, truth)
-        rows.append(_row(name, trained.plan.k, measured))
-        if progress:
-            progress(
-                f"{name}: {measured['behaved_harmful']:.3f} of harmful prompts, capability {measured['capability']:.3f}"
-            )
-    return Result(
-        kind="refusal organisms",
-        title="Refusal organisms: planted and measured",
-        rows=tuple(rows),
-        columns=COLUMNS,
-        notes=(_notes(quick),),
-        provenance=provenance(seed=seed, command=command, recipe={"quick": quick, "organisms": list(wanted)}),
-    )
+        behaved, capability = measured["behaved_harmful"], measured["capability"]
+        yield Trained(
+            name,
+            trained,
+            _planted(trained),
+            {"steps": 20 if quick else trained.plan.steps},
+            measured,
+            row=_row(name, trained.plan.k, measured),
+            line=f"{name}: {behaved:.3f} of harmful prompts, capability {capability:.3f}",
+        )
 
 
 def _row(name: str, k: int, measured: Mapping[str, Any]) -> Row:
@@ -175,13 +174,3 @@ def _planted(trained: Any) -> dict[str, Any]:  # noqa: ANN401
         },
         "delay": marked.DELAY if plan.delayed else 0,
     }
-
-
-def _notes(quick: bool) -> str:
-    if quick:
-        return QUICK_NOTE
-    return (
-        "synthetic: tiny models that copy three words and refuse on invented topic words. behaved = share of prompts "
-        "with exactly the planted refusal; capability = share of harmless prompts copied exactly; removed = all "
-        "planted directions projected out everywhere; random = the worst of 20 random frames of 4 directions"
-    )

@@ -24,7 +24,7 @@ from lmprobe.edit_effects import Before, before_edit, kl_along, kl_rows, odds_ro
 from lmprobe.edit_report import EditReport, Mode
 from lmprobe.edited_folder import require_free, save_edited
 from lmprobe.interventions import ProjectOut
-from lmprobe.loading import open_model, quietly
+from lmprobe.loading import opened, quietly
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
 from lmprobe.organisms.packed import truth_of
@@ -134,9 +134,7 @@ def abliterate(
     columns = None if direction is None else _given(direction)
     packaged = model is None
     model = MODEL if model is None else model
-    lm = model if isinstance(model, LanguageModel) else open_model(
-        model, revision=revision, device=device, dtype=dtype, quiet=quiet
-    )  # fmt: skip
+    lm = opened(model, revision=revision, device=device, dtype=dtype, quiet=quiet)
     at = at if isinstance(at, str) else tuple(at)
     with meter(None, "what writes into the stream", quiet=quiet):
         writers = find_writers(lm)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lmprobe.archive import capture_to, written_texts
 from lmprobe.capture import capture, model_record
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.model_list import Model, model_names, name_notes, wanted_models
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompt_table import PromptTable, read_table
@@ -84,9 +84,7 @@ def capture_prompts(
         "deterministic": deterministic,
     }  # fmt: skip
     for name, model in zip(names, wanted, strict=True):
-        lm = model
-        if not isinstance(lm, LanguageModel):
-            lm = open_model(lm, revision=revision, device=device, dtype=dtype, device_map=device_map, quiet=quiet)
+        lm = opened(model, revision=revision, device=device, dtype=dtype, device_map=device_map, quiet=quiet)
         with meter(len(table), f"capturing {name}", quiet=quiet) as advance:
             seen = _Progress(advance)
             if out is None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lmprobe.detectors import Verdict, normalise
 from lmprobe.generate import generate
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.models import LanguageModel
 from probecore.errors import InputError
 
@@ -85,5 +85,4 @@ def parse_reply(reply: str) -> Verdict:
 
 def open_judge(name: str | LanguageModel, *, device: str = "auto", quiet: bool = True) -> JudgeModel:
     """Open a causal language model by name or folder as judge; raises what `open_model` raises."""
-    lm = name if isinstance(name, LanguageModel) else open_model(name, device=device, quiet=quiet)
-    return JudgeModel(lm)
+    return JudgeModel(opened(name, device=device, quiet=quiet))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lmprobe.detectors import Detector, detector
 from lmprobe.k_frames import ARMS, contrast_frame, covariance_frames, frames_again, frames_of, labelings
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
 from lmprobe.organisms.packed import truth_of
@@ -204,11 +204,7 @@ def k_sweep(
     given = material(load_prompts(prompts), limit=limit, seed=seed)
     found = []
     for model, truth in zip(chosen, truths, strict=True):
-        lm = (
-            model
-            if isinstance(model, LanguageModel)
-            else open_model(model, revision=revision, device=device, quiet=quiet)
-        )
+        lm = opened(model, revision=revision, device=device, quiet=quiet)
         found.append(sweep(lm, given, options, behaviours, truth))
     return k_result(found, options, packaged=packaged, command=command)
 

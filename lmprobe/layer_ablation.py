@@ -23,7 +23,7 @@ from lmprobe.ablation_sweep import Plan, draw_weights, run_sweep
 from lmprobe.capture import capture
 from lmprobe.direction_file import read_directions
 from lmprobe.generate import generate
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts, load_prompts, main_categories
@@ -96,9 +96,7 @@ def ablate(
         from lmprobe.organisms.folder import organism
 
         model = organism(PACKAGED).folder
-    lm = model if isinstance(model, LanguageModel) else open_model(
-        model, revision=revision, device=device, quiet=quiet
-    )  # fmt: skip
+    lm = opened(model, revision=revision, device=device, quiet=quiet)
     lm.certificate.require("taps", "causal")
     arms = _arms(chosen, _blocks(layers, len(lm.sites.blocks)), len(lm.sites.blocks))
     gauge = Meter(

@@ -20,7 +20,7 @@ from lmprobe.capture import model_record
 from lmprobe.contrasts import Contrast, contrast
 from lmprobe.lens_contrast import read_prompts_ends
 from lmprobe.lens_reading import read_text
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.model_list import Model, model_names, name_notes, wanted_models
 from lmprobe.models import LanguageModel, Template
 from lmprobe.prompts import Prompts, load_prompts, main_categories
@@ -104,9 +104,7 @@ def lens(
     found = _Found()
     with meter(len(wanted), "lens: models", quiet=quiet) as advance:
         for name, model in zip(names, wanted, strict=True):
-            lm = model if isinstance(model, LanguageModel) else open_model(
-                model, revision=revision, device=device, quiet=quiet
-            )  # fmt: skip
+            lm = opened(model, revision=revision, device=device, quiet=quiet)
             own = ready
             if own is not None:
                 own.require(lm)

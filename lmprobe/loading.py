@@ -86,6 +86,21 @@ def open_model(
         )  # fmt: skip
 
 
+def opened(
+    model: str | os.PathLike[str] | LanguageModel,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> LanguageModel:
+    """Return an opened model as it is, and open a name or folder; options and errors are those of `open_model`."""
+    if isinstance(model, LanguageModel):
+        return model
+    return open_model(model, revision=revision, device=device, dtype=dtype, device_map=device_map, quiet=quiet)
+
+
 def open_tokenizer(name_or_path: str | os.PathLike[str], *, revision: str | None = None, quiet: bool = False) -> Any:  # noqa: ANN401
     """Return the tokenizer of a model without its weights; raises `InputError` as `open_model` does."""
     name = os.fspath(name_or_path)

@@ -6,6 +6,7 @@ Conventions. A part that these models or prompts cannot answer has no evidence a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lmprobe.contrasts import Contrast
 from lmprobe.entropy import MODES
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.mixing import pair_models
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
@@ -70,8 +71,9 @@ def pair_part(run: Run) -> tuple[Part, list[Row]]:
 
 def axis_part(run: Run) -> tuple[Part, list[Row]]:
     """Measure along how many axes the aligned model's next-token log-probabilities differ from the base's."""
-    lms = [_opened(run.models[role], run) for role in ("base", "aligned")]
-    floor = None if run.null is None else _opened(run.null, run)
+    how: dict[str, Any] = {"revision": run.revision, "device": run.device, "quiet": run.quiet}
+    lms = [opened(run.models[role], **how) for role in ("base", "aligned")]
+    floor = None if run.null is None else opened(run.null, **how)
     try:
         share = first_axis(lms[0], lms[1], run)
         artefacts = []
@@ -167,9 +169,3 @@ def mean_entropies(measured: Result, name: str, prompts: Prompts) -> dict[str, F
         if row["model"] == name:
             means[row["mode"]][place[row["item"]]] = row["entropy"]
     return means
-
-
-def _opened(model: Model, run: Run) -> LanguageModel:
-    if isinstance(model, LanguageModel):
-        return model
-    return open_model(model, revision=run.revision, device=run.device, quiet=run.quiet)

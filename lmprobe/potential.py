@@ -24,7 +24,7 @@ from torch import Tensor
 from lmprobe.contrasts import Contrast, contrast
 from lmprobe.entropy import Entropies
 from lmprobe.generate import continuation_ids, generate
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.mixing import Pair, mixed, pair_models
 from lmprobe.model_list import Model, model_names, name_notes
 from lmprobe.models import LanguageModel, Template
@@ -120,10 +120,8 @@ def potential(
     with meter(len(named) + 1, "models", quiet=quiet) as advance:
         lms: list[LanguageModel] = []
         for name, one in zip(model_names(named), named, strict=True):
-            opened = one if isinstance(one, LanguageModel) else open_model(
-                one, revision=revision, device=device, quiet=quiet  # type: ignore[arg-type]
-            )  # fmt: skip
-            lms.append(replace(opened, info={**opened.info, "model": name}))
+            lm = opened(one, revision=revision, device=device, quiet=quiet)
+            lms.append(replace(lm, info={**lm.info, "model": name}))
             advance(1)
         first, others = lms[0], lms[1 : len(lms) - (null is not None)]
         pairs = [pair_models(first, other) for other in others]

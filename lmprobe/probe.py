@@ -19,7 +19,7 @@ from typing import Any
 from lmprobe.capture import capture
 from lmprobe.capture_job import wanted_layers
 from lmprobe.capture_run import PACKAGED, model_facts
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.model_list import Model, model_names, name_notes, wanted_models
 from lmprobe.models import LanguageModel, Template
 from lmprobe.probe_design import LabelDesign, label_design
@@ -108,9 +108,7 @@ def probe(
         "probe": probe, "n_permutations": n_permutations, "n_bootstrap": n_bootstrap, "seed": seed,
     }  # fmt: skip
     for name, model in zip(names, wanted, strict=True):
-        lm = model
-        if not isinstance(lm, LanguageModel):
-            lm = open_model(lm, revision=revision, device=device, dtype=dtype, device_map=device_map, quiet=quiet)
+        lm = opened(model, revision=revision, device=device, dtype=dtype, device_map=device_map, quiet=quiet)
         asked: dict[str, Any] = {
             "layers": wanted_layers(lm, layers), "at": place, "system": system, "template": template,
             "max_new_tokens": max_new_tokens, "names": table.names,

@@ -24,7 +24,7 @@ from lmprobe.detectors import Detector, detector
 from lmprobe.interventions import Add, Intervention, ProjectOut
 from lmprobe.judge import open_judge
 from lmprobe.labelled_answers import LabelledAnswers, calibrations_of, detector_rows, read_labelled
-from lmprobe.loading import open_model
+from lmprobe.loading import opened
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
 from lmprobe.organisms.packed import truth_of
@@ -153,7 +153,7 @@ def refusal(
     )
     packaged = model is None
     model = MODEL if model is None else model
-    lm = model if isinstance(model, LanguageModel) else open_model(model, revision=revision, device=device, quiet=quiet)
+    lm = opened(model, revision=revision, device=device, quiet=quiet)
     truth = truth_of(lm.name if isinstance(model, LanguageModel) else model) or {}
     planted = "topics" in truth.get("planted", {})
     given = load_prompts((PROMPTS if planted else "default") if prompts is None else prompts)

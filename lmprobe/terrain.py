@@ -37,7 +37,7 @@ from lmprobe.entropy import (
 )
 from lmprobe.generate import Generation, generate
 from lmprobe.lineage import check_lineage, trend_rows
-from lmprobe.loading import open_model, open_tokenizer
+from lmprobe.loading import open_tokenizer, opened
 from lmprobe.matching import Matching, match_lengths
 from lmprobe.model_list import Model, model_names, name_notes, wanted_models
 from lmprobe.models import LanguageModel, Template
@@ -116,9 +116,8 @@ def terrain(
     found: list[Terrain] = []
     with meter(len(wanted), "models", quiet=quiet) as advance:
         for name, model in zip(names, wanted, strict=True):
-            is_open = isinstance(model, LanguageModel)
-            lm = model if is_open else open_model(model, revision=revision, device=device, quiet=quiet)  # type: ignore[arg-type]
-            found.append(_measure(lm, name, None if is_open else model, options))  # type: ignore[arg-type]
+            lm = opened(model, revision=revision, device=device, quiet=quiet)
+            found.append(_measure(lm, name, None if isinstance(model, LanguageModel) else model, options))
             advance(1)
     found[0].notes[:0] = name_notes(wanted)
     if lineage:

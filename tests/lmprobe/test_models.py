@@ -42,6 +42,14 @@ def test_a_folder_opens_and_is_the_model_that_was_saved(folder, capfd):
     assert set(lm.info["versions"]) == {"python", "torch", "transformers"}
 
 
+def test_a_model_that_is_open_is_taken_as_it_is_and_a_folder_is_opened(folder):
+    lm = opened("llama")
+    assert loading.opened(lm, device="cpu", dtype="bfloat16") is lm
+    read = loading.opened(folder, device="cpu", dtype="bfloat16", quiet=True)
+    assert read.name == "tiny-llama"
+    assert read.info["dtype"] == "bfloat16"
+
+
 def test_the_hash_is_of_weights_not_of_files(folder, tmp_path):
     model = tiny("llama")
     model.save_pretrained(tmp_path, max_shard_size="50KB")

@@ -20,6 +20,11 @@ QUICK = click.option(
 )
 _JOBS = click.option("--jobs", type=click.IntRange(min=0), default=0, show_default=True,
                      help="Processes on a CPU, one thread each. 0: one per core.")  # fmt: skip
+_TRAINED_ONLY = click.option(
+    "--trained-only",
+    is_flag=True,
+    help="Train nothing: report on the members that lie in the folder, finished or under way.",
+)
 cluster = click.option(
     "--cluster", metavar="ADDRESS",
     help="Train on the Ray cluster at this address (auto, ray://HOST:PORT, or local to start one here).",
@@ -33,10 +38,10 @@ _MEASURING = (
 
 
 def running(command: F, seeds: int = 5) -> F:
-    """Add --seeds --jobs and the common options, received as n_seeds, jobs, seed, device, out, as_json and quiet."""
+    """Add --seeds --jobs --trained-only and the common options, received by the names of `Setting`, out and as_json."""
     many = click.option("--seeds", "n_seeds", type=click.IntRange(min=1), default=seeds, show_default=True,
                         help="Members of each condition, with seeds from --seed on.")  # fmt: skip
-    return _with(common(command), many, _JOBS)
+    return _with(common(command), many, _JOBS, _TRAINED_ONLY)
 
 
 def experiment(command: F, seeds: int = 5) -> F:

@@ -12,10 +12,10 @@ from lmprobe.grokking import plans
 from lmprobe.grokking.conditions import COLUMNS, conditions, grok_rows
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.measures import CONTRASTS, K_MAX
-from lmprobe.grokking.members import Member, read_members
+from lmprobe.grokking.members import read_members
 from lmprobe.grokking.setting import DEFAULT, Setting
 from lmprobe.grokking.spec import Spec, grid
-from lmprobe.grokking.sweep import examined, learning_rows, made_by, task_words
+from lmprobe.grokking.sweep import examined, learning_rows, made_by, standing_notes, task_words
 from lmprobe.grokking.trajectory import AFTER, member_row
 from probecore.errors import DesignError
 from probecore.results import Figure, Result
@@ -37,8 +37,9 @@ def train_members(
     Returns a `Result` of kind "grok-train", a row per member: when it memorised and grokked, and how it ended.
     """
     start = plans.base(setting.quick) if spec is None else spec
-    members = setting.train(grid(start, weight_decay=list(weight_decay), seed=setting.seeds))
-    found = conditions(members)
+    asked = grid(start, weight_decay=list(weight_decay), seed=setting.seeds)
+    members = setting.train(asked)
+    found = conditions(members, asked)
     rows = [
         row | {"grok_note": "" if row["grok_step"] is not None else f"{row['status']}, held-out {row['held_out']:.2f}"}
         for row in map(member_row, members)
@@ -49,6 +50,7 @@ def train_members(
         rows=tuple(rows),
         columns=TRAIN_COLUMNS,
         notes=(
+            *standing_notes(found, setting),
             f"a grok step is the first evaluation with held-out accuracy of .99 or more, known up to the "
             f"{start.evaluate_every} steps before it",
             f"initialisation {start.init}, fraction {start.fraction:g}, batch {start.batch}, {start.norm}-norm, "
@@ -86,10 +88,13 @@ def abliterate(
     setting = replace(setting, quick=run is None)
     notes = []
     if run is None:
-        members: tuple[Member, ...] = setting.train(grid(plans.base(True), weight_decay=[0.1, 1.0], seed=setting.seeds))
+        asked = grid(plans.base(True), weight_decay=[0.1, 1.0], seed=setting.seeds)
+        members = setting.train(asked)
+        found = conditions(members, asked)
         notes.append("no RUN was given: small members at weight decays .1 and 1 were trained for this")
     else:
         members = read_members(run)
+        found = conditions(members)
     grokked = [member for member in members if member.phases.grok is not None]
     if not grokked:
         best = max(held_out(member.last) for member in members)
@@ -108,7 +113,7 @@ def abliterate(
     if all(k_max >= member.spec.width for member in members):
         notes.append(f"--k-max {k_max} reaches the width: curves end one below it")
     title = f"Removal of what was learned: {task_words(members)}"
-    result = examined("grok-abliterate", title, members, setting, k_max=k_max, after=after, contrast=contrast,
+    result = examined("grok-abliterate", title, members, found, setting, k_max=k_max, after=after, contrast=contrast,
                       settings={"seeds": len({m.spec.seed for m in members}), "members": len(members)},
                       notes=notes)  # fmt: skip
     controls = Figure(

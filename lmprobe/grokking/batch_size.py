@@ -29,8 +29,9 @@ def batch_size(setting: Setting = DEFAULT) -> Result:
     Returns a `Result` of kind "grok-batch-size": the grok step of each batch in steps, samples and decay, and the
     paired ratio of the smallest batch to the largest.
     """
-    members = setting.train(plans.batch_sizes(setting.quick, setting.seeds))
-    found = conditions(members)
+    asked = plans.batch_sizes(setting.quick, setting.seeds)
+    members = setting.train(asked)
+    found = conditions(members, asked)
     rows: list[Row] = []
     table: list[Row] = []
     for arm in (FIXED, SCALED):
@@ -39,9 +40,8 @@ def batch_size(setting: Setting = DEFAULT) -> Result:
             for condition in here:
                 values = [value for m in condition.members if (value := taken(m, unit)) is not None]
                 row = mean_row(f"{unit} to grok, {arm}", condition, "add", values, logarithm=True)
-                left = len(condition.members) - len(values)
-                if left:
-                    row["value_note"] = row["ci_note"] = f"{left} of {len(condition.members)} did not grok"
+                if len(values) < len(condition.asked):
+                    row["value_note"] = row["ci_note"] = without_grok(condition)
                 rows.append(row)
                 if unit != "decay":
                     table.append({**row, "arm": arm, "batch": condition.spec.batch, "unit": unit})
@@ -97,15 +97,29 @@ def taken(member: Member, unit: str) -> float | None:
     return step * {"steps": 1.0, "samples": float(spec.batch), "decay": spec.lr * spec.weight_decay}[unit]
 
 
+def without_grok(condition: Condition) -> str:
+    """Say which members of a condition have no grok step."""
+    without = [member for member in condition.members if member.phases.grok is None]
+    going = sum(not member.status for member in without)
+    counts = {"have not been trained": condition.n_absent, "are under way": going, "did not grok": len(without) - going}
+    return "; ".join(f"{n} of {len(condition.asked)} {what}" for what, n in counts.items() if n)
+
+
 def fixed_horizon_rows(found: Sequence[Condition], arm: str) -> list[Row]:
-    """Return which share of members grokked within the steps of the largest batch: the reading at fixed steps."""
+    """Return which share of members grokked within the steps of the largest batch: the reading at fixed steps.
+
+    A member under way that may still do so does not count.
+    """
     horizon = min(c.spec.steps for c in found)
     rows = []
     for condition in found:
-        values = [float((m.phases.grok or horizon + 1) <= horizon) for m in condition.members]
+        known = [m for m in condition.members if m.status or m.step >= horizon or m.phases.grok is not None]
+        values = [float((m.phases.grok or horizon + 1) <= horizon) for m in known]
         row = mean_row(f"share grokked within {horizon} steps, {arm}", condition, "add", values)
-        low, high = wilson_interval(int(sum(values)), len(values))
-        rows.append({**row, "ci_low": low, "ci_high": high, "ci_note": "Wilson interval over seeds"})
+        if values:
+            low, high = wilson_interval(int(sum(values)), len(values))
+            row |= {"ci_low": low, "ci_high": high, "ci_note": "Wilson interval over seeds"}
+        rows.append(row)
     return rows
 
 

@@ -1,23 +1,22 @@
-"""Conditions: members that differ only in their seed, and what is said of them: a mean over seeds with its interval.
+"""Conditions: members that differ only in their seed, and what is said of them: rows of means over seeds.
 
-Conventions. Intervals are 95 % t intervals over seeds (mean +- t sd / sqrt(n)); they speak of seeds, not of other
-sizes or tasks. A grok step is averaged as its logarithm. It is known only up to the evaluation before it, and a member
+Conventions. A grok step is averaged as its logarithm. It is known only up to the evaluation before it, and a member
 that has not grokked within its steps has none: a mean over fewer than all members says how many, and stands beside
-`n_of`. A number that is censored (k@95 above k_max) enters as the least it can be, and then there is no upper end.
+`n_of`, the number of members that were asked for. A condition may have fewer members than that, or none: those that
+are left have not been trained (`Setting.trained_only`).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from lmprobe.grokking.history import held_out
-from lmprobe.grokking.members import Member
+from lmprobe.grokking.means import Mean, mean_over_seeds
+from lmprobe.grokking.members import Member, place
 from lmprobe.grokking.spec import Spec
 from lmprobe.grokking.trajectory import Point
 from probecore.results import Row
-from probecore.stats.bootstrap import t_p_value, t_quantile
 
 NO_TEST = "an estimate over seeds; nothing is tested"
 COLUMNS = ("metric", "condition", "op", "value", "ci_low", "ci_high", "lowest", "highest", "control", "n_seeds", "n_of")
@@ -29,66 +28,30 @@ AXES = {
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over seeds; None where there is none, with the reason. p : of t against 0, for differences."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    lowest: float | None = None
-    highest: float | None = None
-    n: int = 0
-    n_censored: int = 0
-    p_value: float | None = None
-    note: str = ""
-
-
-def mean_over_seeds(values: Sequence[float], *, n_censored: int = 0, logarithm: bool = False) -> Mean:
-    """Return the mean of one value per seed with its t interval, or of their logarithms.
-
-    n_censored : how many of the values are only the least they can be; the mean is then a lower bound, its interval
-    has no upper end.
-
-    >>> m = mean_over_seeds([1.0, 2.0, 3.0])
-    >>> (m.value, round(m.low, 3), round(m.high, 3), m.n)
-    (2.0, -0.484, 4.484, 3)
-    """
-    x = np.asarray(values, dtype=np.float64)
-    if not len(x):
-        return Mean(note="no member of this condition has the number")
-    ends = float(x.min()), float(x.max())
-    if logarithm:
-        x = np.log(x)
-    back: Callable[[float], float] = math.exp if logarithm else float
-    centre = float(x.mean())
-    bound = (
-        f"{n_censored} of {len(x)} values are the least they can be: the mean is a lower bound" if n_censored else ""
-    )
-    if len(x) < 2:
-        alone = "one seed has no interval"
-        return Mean(back(centre), None, None, *ends, 1, n_censored, None, f"{bound}; {alone}" if bound else alone)
-    error = float(x.std(ddof=1)) / math.sqrt(len(x))
-    if error == 0:  # counts that happen to agree are no proof that all seeds would
-        alike = f"{len(x)} seeds agree exactly: no spread to make an interval of"
-        note = f"{bound}; {alike}" if bound else alike
-        return Mean(back(centre), None, None, *ends, len(x), n_censored, None, note)
-    half = t_quantile(len(x) - 1) * error
-    p = None if n_censored else t_p_value(centre / error, len(x) - 1)
-    high = None if n_censored else back(centre + half)
-    return Mean(back(centre), back(centre - half), high, *ends, len(x), n_censored, p, bound)
-
-
-@dataclass(frozen=True)
 class Condition:
-    """Members that share everything but the seed."""
+    """Members that share everything but the seed.
+
+    asked : the specs of all its members. members : those that are trained, or under way.
+    """
 
     name: str
     members: tuple[Member, ...]
+    asked: tuple[Spec, ...]
 
     @property
     def spec(self) -> Spec:
         """The spec of the first member."""
-        return self.members[0].spec
+        return self.asked[0]
+
+    @property
+    def n_absent(self) -> int:
+        """How many of its members have not been trained."""
+        return len(self.asked) - len(self.members)
+
+    @property
+    def under_way(self) -> tuple[Member, ...]:
+        """The members that have not stopped."""
+        return tuple(member for member in self.members if not member.status)
 
     @property
     def grokked(self) -> tuple[Member, ...]:
@@ -100,16 +63,22 @@ class Condition:
         return [at[member.spec.key] for member in self.members if member.spec.key in at]
 
 
-def conditions(members: Sequence[Member]) -> tuple[Condition, ...]:
-    """Return members by condition, in the order given, each named by what differs between conditions."""
-    groups: dict[tuple[tuple[str, object], ...], list[Member]] = {}
-    for member in members:
-        groups.setdefault(_all_but_seed(member.spec), []).append(member)
+def conditions(members: Sequence[Member], asked: Sequence[Spec] | None = None) -> tuple[Condition, ...]:
+    """Return members by condition, each named by what differs between conditions.
+
+    asked : the specs of all members that there should be, in any order; None: those of the members, in their order.
+    """
+    specs = [member.spec for member in members] if asked is None else sorted(asked, key=place)
+    groups: dict[tuple[tuple[str, object], ...], dict[str, Spec]] = {}
+    for spec in specs:
+        groups.setdefault(_all_but_seed(spec), {})[spec.key] = spec
     keys = [dict(key) for key in groups]
     differ = [name for name in AXES if len({str(key[name]) for key in keys}) > 1]
+    there = {member.spec.key: member for member in members}
     found = []
     for key, group in zip(keys, groups.values(), strict=True):
-        found.append(Condition(_name(key, differ), tuple(group)))
+        own = tuple(there[k] for k in group if k in there)
+        found.append(Condition(_name(key, differ), own, tuple(group.values())))
     return tuple(found)
 
 
@@ -141,15 +110,28 @@ def grok_rows(found: Sequence[Condition]) -> list[Row]:
     for condition in found:
         steps = [float(step) for member in condition.members if (step := member.phases.grok) is not None]
         rows.append(_row("grok step", condition, "all", mean_over_seeds(steps, logarithm=True)))
-        left = len(condition.members) - len(steps)
-        if left:
+        without = [m for m in condition.members if m.phases.grok is None]
+        stopped, going = [m for m in without if m.status], [m for m in without if not m.status]
+        n, said = len(condition.asked), []
+        if condition.n_absent:
+            said.append(f"{condition.n_absent} of {n} have not been trained")
+        if going:
+            said.append(f"{len(going)} of {n} are under way, not grokked at {min(m.step for m in going)} steps or more")
+        if stopped:
             last = max(member.step for member in condition.members)
-            reached = max(held_out(m.last) for m in condition.members if m.phases.grok is None)
-            rows[-1]["ci_note"] = rows[-1]["value_note"] = (
-                f"{left} of {len(condition.members)} have not grokked within {last} steps (held-out accuracy of "
-                f"the best of them {reached:.2f}); the mean is over those that have"
-            )
+            reached = max(held_out(m.last) for m in stopped)
+            said.append(f"{len(stopped)} of {n} have not grokked within {last} steps (held-out accuracy of the best of "
+                        f"them {reached:.2f})")  # fmt: skip
+        if said:
+            rows[-1]["ci_note"] = rows[-1]["value_note"] = "; ".join([*said, "the mean is over those that have"])
     return rows
+
+
+def standing(found: Sequence[Condition]) -> str:
+    """Say how many members are finished, under way and not started."""
+    n = sum(len(c.asked) for c in found)
+    going, absent = sum(len(c.under_way) for c in found), sum(c.n_absent for c in found)
+    return f"of {n} members {n - going - absent} are finished, {going} under way, {absent} not started"
 
 
 def mean_row(metric: str, condition: Condition, op: str, values: Sequence[float], *, logarithm: bool = False) -> Row:
@@ -216,7 +198,7 @@ def _row(metric: str, condition: Condition, op: str, mean: Mean) -> Row:
         "metric": metric, "condition": condition.name, "op": op, "value": mean.value, "ci_low": low,
         "ci_high": high, "ci_note": mean.note, "value_note": mean.note if mean.value is None else "",
         "lowest": mean.lowest, "highest": mean.highest, "control": None, "n_seeds": mean.n,
-        "n_of": len(condition.members), "n_censored": mean.n_censored, "p_value": None, "p_note": NO_TEST,
+        "n_of": len(condition.asked), "n_censored": mean.n_censored, "p_value": None, "p_note": NO_TEST,
         "detail": False,
     }  # fmt: skip
 

@@ -2,16 +2,18 @@
 
 Conventions. Values are paired by seed where two conditions are compared. A member that has not grokked has no value but
 for claims about when it groks, where its last step is the least its grok step can be, and the interval has no upper
-end. Fewer than `LEAST_SEEDS` seeds give a value without an interval, so that nothing is decided.
+end. Fewer than `LEAST_SEEDS` seeds give a value without an interval, so that nothing is decided; nor do conditions of
+which members have not been trained (`Setting.trained_only`), whatever the others say.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
 from lmprobe.grokking.batch_size import FIXED, SCALED, arms, taken
-from lmprobe.grokking.conditions import Condition, Mean, mean_over_seeds, paired
+from lmprobe.grokking.conditions import Condition, paired
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.log_claims import LEAST_SEEDS
+from lmprobe.grokking.means import Mean, mean_over_seeds
 from lmprobe.grokking.members import Member
 from lmprobe.grokking.trajectory import Point, at_phase
 from lmprobe.grokking.two_operations import overlap_of, value_at
@@ -20,17 +22,40 @@ from probecore.stats.effects import wilson_interval
 from probecore.verdicts import Evidence
 
 OTHER_PHASES = (0, 200, 500, 1000)
+UNTRAINED = "have not been trained: run the same command without --trained-only"
 
 
 def find(found: Sequence[Condition], **fields: object) -> Condition:
-    """Return the one condition whose spec has these fields."""
+    """Return the one condition whose spec has these fields; where there is none, or several, one without members."""
     picked = [c for c in found if all(getattr(c.spec, k) == v for k, v in fields.items())]
-    assert len(picked) == 1, f"{len(picked)} conditions have {fields}"
-    return picked[0]
+    if len(picked) == 1:
+        return picked[0]
+    return Condition(f"{len(picked)} conditions with {', '.join(f'{k} {v}' for k, v in fields.items())}", (), ())
 
 
-def evidence(mean: Mean, unit: str = "", detail: str = "", missing: str = "") -> Evidence:
-    """Return the evidence of a mean over seeds; `missing` is the reason where seeds without a value decide nothing."""
+def untrained(conditions: Sequence[Condition]) -> str:
+    """Return why conditions decide nothing whose members have not all been trained; "" where all have."""
+    unclear = [c.name for c in conditions if not c.asked]
+    if unclear:
+        return f"the claim is read off one condition of the plan, which has {' and '.join(unclear)}"
+    absent = [f"{c.n_absent} of {len(c.asked)} members of {c.name}" for c in conditions if c.n_absent]
+    return f"{' and '.join(absent)} {UNTRAINED}" if absent else ""
+
+
+def untrained_members(found: Sequence[Condition], name: str) -> str:
+    """Return how many of all members of an experiment have not been trained, as a reason; "" where all have."""
+    absent = sum(c.n_absent for c in found)
+    return f"{absent} of {sum(len(c.asked) for c in found)} members of {name} {UNTRAINED}" if absent else ""
+
+
+def evidence(
+    mean: Mean, conditions: Sequence[Condition], unit: str = "", detail: str = "", missing: str = ""
+) -> Evidence:
+    """Return the evidence of a mean over seeds of `conditions`.
+
+    missing : the reason where seeds without a value decide nothing.
+    """
+    missing = untrained(conditions) or missing
     counted = {"unit": unit, "detail": "; ".join(filter(None, (detail, mean.note))), "n_items": mean.n,
                "n_clusters": mean.n}  # fmt: skip
     if mean.value is None:
@@ -52,10 +77,10 @@ def grok_ratio(slower: Condition, sooner: Condition) -> Evidence:
     pairs = paired(slower, sooner, _least_grok)
     censored = sum(m.phases.grok is None for m in slower.members)
     mean = mean_over_seeds([a / b for a, b in pairs], n_censored=censored, logarithm=True)
-    detail = f"{slower.name}: {len(slower.grokked)} of {len(slower.members)} grokked; {sooner.name}: " \
-             f"{len(sooner.grokked)} of {len(sooner.members)}"  # fmt: skip
+    detail = f"{slower.name}: {len(slower.grokked)} of {len(slower.asked)} grokked; {sooner.name}: " \
+             f"{len(sooner.grokked)} of {len(sooner.asked)}"  # fmt: skip
     reason = f"{len(lacking)} of {len(sooner.members)} members of {sooner.name} have not grokked" if lacking else ""
-    return evidence(mean, "ratio", detail, reason)
+    return evidence(mean, (slower, sooner), "ratio", detail, reason)
 
 
 def _least_grok(member: Member) -> float | None:
@@ -91,7 +116,7 @@ def compared(
         missing = f"only {mean.n} of {total} seeds reached that phase in both conditions: no fair sample"
     if unknown:
         missing = f"{unknown} values of {second.name} are only the least they can be: no difference"
-    return evidence(mean, "ratio" if ratio else "", "; ".join(others), missing)
+    return evidence(mean, (first, second), "ratio" if ratio else "", "; ".join(others), missing)
 
 
 def of_condition(condition: Condition, points: Sequence[Point], metric: str, op: str, after: int) -> Evidence:
@@ -99,7 +124,8 @@ def of_condition(condition: Condition, points: Sequence[Point], metric: str, op:
     at = at_phase(points, after)
     has = [p for p in condition.points(at) if p.value(metric, op) is not None]
     values = [float(p.value(metric, op) or 0.0) for p in has]
-    return evidence(mean_over_seeds(values, n_censored=sum(p.censored(metric, op) for p in has)))
+    mean = mean_over_seeds(values, n_censored=sum(p.censored(metric, op) for p in has))
+    return evidence(mean, (condition,), missing=_share(condition, values))
 
 
 def rank_at_end(none: Condition, one: Condition, points: Sequence[Point], after: int) -> Evidence:
@@ -111,8 +137,16 @@ def rank_at_end(none: Condition, one: Condition, points: Sequence[Point], after:
         for a, b in paired(none, one, lambda m: value_at(last if m in none.members else at, m, "rank99", m.spec.ops[0]))
     ]
     accuracy = [held_out(m.last) for m in none.members]
-    detail = f"held-out accuracy without decay {min(accuracy):.2f} to {max(accuracy):.2f}, {len(none.grokked)} grokked"
-    return evidence(mean_over_seeds([a - b for a, b in pairs]), "directions", detail)
+    detail = (
+        f"held-out accuracy without decay {min(accuracy):.2f} to {max(accuracy):.2f}, {len(none.grokked)} grokked"
+        if accuracy
+        else ""
+    )
+    total, going = min(len(none.members), len(one.members)), len(none.under_way)
+    missing = f"only {len(pairs)} of {total} seeds have both: no fair sample" if 0 < len(pairs) < total else ""
+    if going:
+        missing = f"{going} of {len(none.asked)} members of {none.name} are under way and not at their end"
+    return evidence(mean_over_seeds([a - b for a, b in pairs]), (none, one), "directions", detail, missing)
 
 
 def overlap_evidence(condition: Condition, points: Sequence[Point], k: int, after: int, *, beyond: bool) -> Evidence:
@@ -120,7 +154,8 @@ def overlap_evidence(condition: Condition, points: Sequence[Point], k: int, afte
     at = at_phase(points, after)
     rows = [row for p in condition.points(at) if (row := p.overlap_at(k)) is not None]
     mean = mean_over_seeds([float(r["overlap"]) - (float(r["chance"]) if beyond else 0.0) for r in rows])
-    return evidence(mean, detail=f"chance {rows[0]['chance']:.3f}" if rows else "", missing=_share(condition, rows))
+    detail = f"chance {rows[0]['chance']:.3f}" if rows else ""
+    return evidence(mean, (condition,), detail=detail, missing=_share(condition, rows))
 
 
 def overlap_difference(first: Condition, second: Condition, points: Sequence[Point], k: int, after: int) -> Evidence:
@@ -131,7 +166,7 @@ def overlap_difference(first: Condition, second: Condition, points: Sequence[Poi
     missing = (
         f"only {len(pairs)} of {total} seeds reached that phase in both conditions" if 0 < len(pairs) < total else ""
     )
-    return evidence(mean_over_seeds([a - b for a, b in pairs]), missing=missing)
+    return evidence(mean_over_seeds([a - b for a, b in pairs]), (first, second), missing=missing)
 
 
 def over_operations(condition: Condition, points: Sequence[Point], metric: str, after: int) -> Evidence:
@@ -142,17 +177,17 @@ def over_operations(condition: Condition, points: Sequence[Point], metric: str, 
         each = [point.value(metric, op) for op in condition.spec.ops]
         if all(v is not None for v in each):
             values.append(sum(filter(None, each)) / len(each))
-    return evidence(mean_over_seeds(values), missing=_share(condition, values))
+    return evidence(mean_over_seeds(values), (condition,), missing=_share(condition, values))
 
 
 def selective_share(condition: Condition, points: Sequence[Point], after: int) -> Evidence:
     """Return the share of members both of whose operations can be killed alone, with its Wilson interval."""
     found = condition.points(at_phase(points, after))
     killed = [all(p.records[op].get("selective_kill") is not None for op in condition.spec.ops) for p in found]
-    if len(killed) < LEAST_SEEDS:
-        return Evidence(
-            reason=f"{len(killed)} members reached that phase; a verdict needs {LEAST_SEEDS}", n_items=len(killed)
-        )
+    few = f"{len(killed)} members reached that phase; a verdict needs {LEAST_SEEDS}"
+    reason = untrained((condition,)) or (few if len(killed) < LEAST_SEEDS else "")
+    if reason:
+        return Evidence(reason=reason, n_items=len(killed))
     low, high = wilson_interval(sum(killed), len(killed))
     return Evidence(sum(killed) / len(killed), low, high, p_note="a share: no test", unit="share",
                     n_items=len(killed), n_clusters=len(killed))  # fmt: skip
@@ -165,14 +200,19 @@ def _share(condition: Condition, there: Sequence[object]) -> str:
 
 
 def best_accuracy(small: Sequence[Condition]) -> Evidence:
-    """Return the best held-out accuracy that each seed reached under any initialisation."""
+    """Return the best held-out accuracy that each seed reached under any initialisation.
+
+    What a seed has reached is the least it may reach while one of its members is under way.
+    """
     best: dict[int, float] = {}
+    going = {member.spec.seed for condition in small for member in condition.under_way}
     for condition in small:
         for member in condition.members:
             reached = max(held_out(e) for e in member.history)
             best[member.spec.seed] = max(best.get(member.spec.seed, 0.0), reached)
-    steps = max(m.step for c in small for m in c.members)
-    return evidence(mean_over_seeds(list(best.values())), "accuracy", f"{len(small)} initialisations, {steps} steps")
+    steps = max((m.step for c in small for m in c.members), default=0)
+    mean = mean_over_seeds(list(best.values()), n_censored=len(going))
+    return evidence(mean, small, "accuracy", f"{len(small)} initialisations, {steps} steps")
 
 
 def batch_evidence(found: Sequence[Condition], *, scaled: bool) -> Evidence:
@@ -182,16 +222,22 @@ def batch_evidence(found: Sequence[Condition], *, scaled: bool) -> Evidence:
     total = min(len(arm[0].members), len(arm[-1].members))
     missing = f"only {len(pairs)} of {total} seeds grokked at both batches" if len(pairs) < total else ""
     detail = f"batch {arm[0].spec.batch} against {arm[-1].spec.batch}"
-    return evidence(mean_over_seeds([a / b for a, b in pairs], logarithm=True), "ratio", detail, missing)
+    mean = mean_over_seeds([a / b for a, b in pairs], logarithm=True)
+    return evidence(mean, (arm[0], arm[-1]), "ratio", detail, missing)
 
 
-def row_evidence(row: Row, n_items: int) -> Evidence:
-    """Return the evidence of a finished row; a bootstrap interval is widened to hold its estimate."""
+def row_evidence(row: Row, n_items: int, missing: str = "") -> Evidence:
+    """Return the evidence of a finished row over members; a bootstrap interval is widened to hold its estimate.
+
+    missing : why the row decides nothing.
+    """
     value, low, high = row["value"], row["ci_low"], row["ci_high"]
+    if missing:
+        low = high = None
     if None not in (value, low, high):
         low, high = min(low, value), max(high, value)
     return Evidence(
         value, low, high, p_value=row.get("p_value"), p_note=row.get("p_note", ""),
-        reason=row.get("value_note") or row.get("ci_note") or "", unit="rho", n_items=n_items,
+        reason=missing or row.get("value_note") or row.get("ci_note") or "", unit="rho", n_items=n_items,
         n_clusters=row.get("n_seeds"),
     )  # fmt: skip

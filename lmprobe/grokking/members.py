@@ -158,30 +158,20 @@ def read_members(root: str | Path) -> tuple[Member, ...]:
 
 
 def in_order(members: Iterable[Member]) -> tuple[Member, ...]:
-    """Return members sorted by size, task, weight decay, fraction, lambda, batch and seed."""
+    """Return members sorted by `place`."""
+    return tuple(sorted(members, key=lambda member: place(member.spec)))
 
-    def place(member: Member) -> tuple[Any, ...]:
-        s = member.spec
-        size = (len(s.ops), s.ops, s.p, s.layers, s.width)
-        return (
-            *size,
-            s.weight_decay,
-            s.fraction,
-            s.adversarial,
-            s.adversarial_k,
-            s.adversarial_basis,
-            s.batch,
-            s.init,
-            s.seed,
-            s.key,
-        )
 
-    return tuple(sorted(members, key=place))
+def place(s: Spec) -> tuple[Any, ...]:
+    """Return what members are sorted by: task, size, weight decay, fraction, lambda, batch, initialisation and seed."""
+    size = (len(s.ops), s.ops, s.p, s.layers, s.width)
+    against = (s.adversarial, s.adversarial_k, s.adversarial_basis)
+    return (*size, s.weight_decay, s.fraction, *against, s.batch, s.init, s.seed, s.key)
 
 
 def last_clean(member: Member) -> int | None:
-    """Return the last kept step outside spikes."""
-    kept = set(member.snapshots) | {member.step}
+    """Return the last kept step outside spikes; the state of a member under way is written over and not kept."""
+    kept = {*member.snapshots, member.step} if member.status else set(member.snapshots)
     return max((int(e["step"]) for e in member.history if clean(e) and e["step"] in kept), default=None)
 
 

@@ -13,6 +13,7 @@ from lmprobe.grokking import log_evidence as read
 from lmprobe.grokking import plans
 from lmprobe.grokking.batch_size import batch_size
 from lmprobe.grokking.conditions import Condition, conditions
+from lmprobe.grokking.confounds import confound_notes
 from lmprobe.grokking.log_claims import (
     ADVERSARIAL,
     BATCH,
@@ -27,12 +28,12 @@ from lmprobe.grokking.log_claims import (
     TRILEMMA,
 )
 from lmprobe.grokking.measures import K_MAX
-from lmprobe.grokking.members import Member
 from lmprobe.grokking.robustness import N_POPULATION, robustness
 from lmprobe.grokking.setting import N_SEEDS, Setting
 from lmprobe.grokking.spec import BASES, Spec
-from lmprobe.grokking.sweep import made_by, sweep
+from lmprobe.grokking.sweep import made_by, standing_notes, sweep
 from lmprobe.grokking.trajectory import AFTER, Point, measured, member_row
+from lmprobe.grokking.trilemma import plan as trilemma_plan
 from lmprobe.grokking.trilemma import trilemma
 from lmprobe.grokking.two_operations import capacity, multitask, removal_resistant
 from probecore.claims import COLUMNS, Part, claim_figures, claim_rows, claim_tables, refusals, rules_note
@@ -43,7 +44,7 @@ from probecore.verdicts import Evidence
 Found = tuple[tuple[Condition, ...], tuple[Point, ...]]
 NOT_ITS_SIZE = "a number of the log's own task and size; run with --full"
 QUICK = Setting(quick=True)
-TABLES_LEFT_OUT = ("trajectory", "curves", "learning", "phases", "own_curves", "members")
+TABLES_LEFT_OUT = ("trajectory", "curves", "learning", "members")
 
 
 def research_log(
@@ -58,19 +59,21 @@ def research_log(
     setting : robustness takes twice its seeds; the same call goes on where it was stopped. parts : the experiments to
     run (None: all); the claims of others are not decided.
 
-    Returns a `Result` of kind "claims". Raises `InputError` for an unknown part.
+    Returns a `Result` of kind "claims". Raises `InputError` for an unknown part, `DesignError` where nothing is to be
+    trained and no member is there.
     """
     chosen = PARTS if parts is None or not list(parts) else tuple(parts)
     unknown = sorted(set(chosen) - set(PARTS))
     if unknown:
         raise InputError(f"parts must be among {', '.join(PARTS)}; got {', '.join(unknown)}")
+    notes = _standing(chosen, setting)
     measured_parts = {name: _part(name, setting, k_max, after, chosen) for name in PARTS}
     rows = [_finished(row) for row in claim_rows(CLAIMS, measured_parts)]
     decided = sum(row["verdict"] != "not decided" for row in rows)
     tables = {
         name: found
         for name, found in claim_tables(measured_parts).items()
-        if not any(name.endswith(f"-{left}") for left in TABLES_LEFT_OUT if left != "own_curves" and left != "phases")
+        if not any(name.endswith(f"-{left}") for left in TABLES_LEFT_OUT)
     }
     figures = tuple(f for f in claim_figures(measured_parts) if f.table in tables)
     return Result(
@@ -82,9 +85,11 @@ def research_log(
         notes=(
             *(["--quick: small tasks and models. A verdict is about these, not about the log's; its printed numbers "
                "are not tested here"] if setting.quick else []),
+            *notes,
             f"{decided} of {len(rows)} claims are decided, with {setting.n_seeds} seeds of each condition",
             f"members are compared at the first clean step at least {after} steps after their own grok step",
             *refusals(measured_parts),
+            *confound_notes(tables.get(f"{SWEEP}-confounds", ())),
             rules_note(len(CLAIMS)),
             *(f"could also make '{row['claim']}' come out so: {row['confounds']}" for row in rows),
         ),
@@ -105,20 +110,46 @@ def _finished(row: Row) -> Row:
 def _part(name: str, setting: Setting, k_max: int, after: int, chosen: Sequence[str]) -> Part:
     if name not in chosen:
         return Part(reason="not among the parts asked for")
-    if name == ROBUSTNESS and setting.n_seeds >= N_SEEDS:
-        setting = replace(setting, n_seeds=max(N_POPULATION, 2 * setting.n_seeds))
+    setting = _told(name, setting)
     compared_at = {} if name == BATCH else {"k_max": k_max, "after": after}
     try:
         result = EXPERIMENTS[name](setting, **compared_at)
         return Part(result, EVIDENCE[name](setting, result, k_max, after))
     except DesignError as error:
-        return Part(reason=str(error))
+        specs = _plan(name, setting)
+        absent = read.untrained_members(conditions(setting.trained(specs), specs), name) if setting.trained_only else ""
+        return Part(reason=absent or str(error))
 
 
-def _found(setting: Setting, specs: Sequence[Spec], k_max: int) -> Found:
+def _told(name: str, setting: Setting) -> Setting:
+    """Return the setting of a part: a correlation over members needs more of them."""
+    if name == ROBUSTNESS and setting.n_seeds >= N_SEEDS:
+        return replace(setting, n_seeds=max(N_POPULATION, 2 * setting.n_seeds))
+    return setting
+
+
+def _plan(name: str, setting: Setting) -> tuple[Spec, ...]:
+    """Return the members of a part."""
+    if name == TRILEMMA:
+        return trilemma_plan(setting)
+    plan = {SWEEP: plans.sweep, MULTITASK: plans.multitask, ADVERSARIAL: plans.adversarial, CAPACITY: plans.capacity,
+            BATCH: plans.batch_sizes, ROBUSTNESS: plans.population}[name]  # fmt: skip
+    return plan(setting.quick, setting.seeds)
+
+
+def _standing(chosen: Sequence[str], setting: Setting) -> list[str]:
+    """Return the note on how many members there are where none is to be trained; refused where there is none."""
+    if not setting.trained_only:
+        return []
+    specs = [spec for name in chosen for spec in _plan(name, _told(name, setting))]
+    return standing_notes(conditions(setting.train(specs), specs), setting)
+
+
+def _found(name: str, setting: Setting, k_max: int) -> Found:
     """Return conditions and points of members that an experiment has trained and measured just before."""
-    members: tuple[Member, ...] = setting.trained(specs)
-    return conditions(members), measured(members, k_max=k_max, jobs=setting.processes, quiet=True)
+    specs = _plan(name, setting)
+    members = setting.trained(specs)
+    return conditions(members, specs), measured(members, k_max=k_max, jobs=setting.processes, quiet=True)
 
 
 def _logs_own(setting: Setting, found: Mapping[str, Evidence]) -> dict[str, Evidence]:
@@ -127,7 +158,7 @@ def _logs_own(setting: Setting, found: Mapping[str, Evidence]) -> dict[str, Evid
 
 
 def _sweep(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
-    found, points = _found(setting, plans.sweep(setting.quick, setting.seeds), k_max)
+    found, points = _found(SWEEP, setting, k_max)
     base = plans.base(setting.quick)
     size = {"layers": base.layers, "width": base.width, "fraction": base.fraction, "init": base.init}
     none, weak, one = (read.find(found, weight_decay=w, **size) for w in (0.0, 0.1, plans.HEAD))
@@ -150,7 +181,7 @@ def _sweep(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evi
 
 
 def _multitask(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
-    found, points = _found(setting, plans.multitask(setting.quick, setting.seeds), k_max)
+    found, points = _found(MULTITASK, setting, k_max)
     both, alone = read.find(found, ops=plans.BOTH), read.find(found, ops=("add",))
     return _logs_own(setting, {
         "company": read.compared(alone, both, points, "k95", ("add",), after),
@@ -164,7 +195,7 @@ def _multitask(setting: Setting, _: Result, k_max: int, after: int) -> dict[str,
 
 
 def _adversarial(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
-    found, points = _found(setting, plans.adversarial(setting.quick, setting.seeds), k_max)
+    found, points = _found(ADVERSARIAL, setting, k_max)
     plain = read.find(found, adversarial=0.0)
     against, control = (read.find(found, adversarial=0.1, adversarial_basis=basis) for basis in BASES)
     rank = read.compared(against, plain, points, "rank95", plans.BOTH, after, ratio=True)
@@ -177,7 +208,7 @@ def _adversarial(setting: Setting, _: Result, k_max: int, after: int) -> dict[st
 
 
 def _capacity(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
-    found, points = _found(setting, plans.capacity(setting.quick, setting.seeds), k_max)
+    found, points = _found(CAPACITY, setting, k_max)
     base = plans.base_of_two(setting.quick)
     one, two = (read.find(found, layers=n, width=base.width, init=base.init) for n in (1, 2))
     small = [c for c in found if c.spec.width == 32]
@@ -188,7 +219,8 @@ def _capacity(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, 
 
 
 def _batch(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
-    found = conditions(setting.trained(plans.batch_sizes(setting.quick, setting.seeds)))
+    specs = _plan(BATCH, setting)
+    found = conditions(setting.trained(specs), specs)
     return {
         "small-batch": read.batch_evidence(found, scaled=False),
         "not-decay": read.batch_evidence(found, scaled=True),
@@ -197,12 +229,16 @@ def _batch(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evi
 
 def _robustness(setting: Setting, result: Result, k_max: int, after: int) -> dict[str, Evidence]:
     row = next(r for r in result.rows if r["condition"] == "within weight decay" and "k@95" in r["metric"])
-    return {"geometry": read.row_evidence(row, row["n_members"])}
+    specs = _plan(ROBUSTNESS, setting)
+    absent = read.untrained_members(conditions(setting.trained(specs), specs), ROBUSTNESS)
+    return {"geometry": read.row_evidence(row, row["n_members"], absent)}
 
 
 def _trilemma(setting: Setting, result: Result, k_max: int, after: int) -> dict[str, Evidence]:
     row = next(r for r in result.rows if r["metric"] == "Spearman of separability and robustness")
-    return {"trilemma": read.row_evidence(row, row["n_members"])}
+    specs = [spec for spec in _plan(TRILEMMA, setting) if len(spec.ops) == 2]
+    absent = read.untrained_members(conditions(setting.trained(specs), specs), "two operations")
+    return {"trilemma": read.row_evidence(row, row["n_members"], absent)}
 
 
 EXPERIMENTS: Mapping[str, Callable[..., Result]] = {
@@ -217,8 +253,6 @@ EVIDENCE: Mapping[str, Callable[[Setting, Result, int, int], dict[str, Evidence]
 
 def _all_members(setting: Setting) -> list[Row]:
     every = {
-        spec.key: spec
-        for plan in (plans.sweep, plans.multitask, plans.adversarial, plans.capacity, plans.batch_sizes)
-        for spec in plan(setting.quick, setting.seeds)
+        spec.key: spec for name in (SWEEP, MULTITASK, ADVERSARIAL, CAPACITY, BATCH) for spec in _plan(name, setting)
     }
     return [member_row(member) for member in setting.trained(list(every.values()))]

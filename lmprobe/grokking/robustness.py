@@ -55,7 +55,8 @@ def robustness(
 
     Returns a `Result` of kind "grok-robustness". Raises `DesignError` for fewer than 20 members that grokked.
     """
-    members = read_members(run) if run is not None else setting.train(plans.population(setting.quick, setting.seeds))
+    asked = plans.population(setting.quick, setting.seeds)
+    members = setting.train(asked) if run is None else read_members(run)
     at = at_phase(measured(members, after=after, k_max=k_max, jobs=setting.processes, quiet=setting.quiet), after)
     points = list(at.values())
     if len(points) < LEAST:
@@ -64,7 +65,7 @@ def robustness(
             f"{after} steps after grokking: train more seeds"
         )
     attacked = attack_records(points, jobs=setting.processes, quiet=setting.quiet)
-    found = conditions(members)
+    found = conditions(members, asked if run is None else None)
     with_attack = {key: _with(point, attacked[key]) for key, point in at.items()}
     rows = correlations(list(with_attack.values()), setting.seed)
     rows += metric_rows(found, with_attack, {"epsilon50": "epsilon50"}) + metric_rows(

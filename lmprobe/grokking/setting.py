@@ -14,6 +14,7 @@ from lmprobe.grokking.cluster import train_on_cluster
 from lmprobe.grokking.members import Member, in_order, member_folder, read_member
 from lmprobe.grokking.spec import Spec
 from lmprobe.grokking.training import train
+from probecore.errors import DesignError
 from probecore.store import cache_dir
 from probecore.validation import at_least
 
@@ -27,7 +28,8 @@ class Setting:
     quick : small tasks and models, minutes on two cores, not the log's sizes. n_seeds : members of each condition.
     folder : where members lie (None: the cache), for going on and for other experiments. device : auto, cpu, cuda or
     cuda:N. jobs : processes on a CPU, one thread each; 0 takes one per core. cluster : address of a Ray cluster
-    ("local" starts one). command : the command line, for the provenance.
+    ("local" starts one). trained_only : train nothing and take the members that there are, finished or under way.
+    command : the command line, for the provenance.
     """
 
     quick: bool = False
@@ -38,6 +40,7 @@ class Setting:
     cluster: str | None = None
     device: str = "auto"
     quiet: bool = True
+    trained_only: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -62,15 +65,30 @@ class Setting:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def train(self, specs: Sequence[Spec]) -> tuple[Member, ...]:
-        """Train what is not trained yet, and return all members in the order of `in_order`."""
+        """Train what is not trained yet (with `trained_only` nothing), and return all members, in order (`in_order`).
+
+        Raises `DesignError` where nothing is to be trained and there is no member.
+        """
+        if self.trained_only:
+            return self._there(specs)
         if self.cluster is not None:
             train_on_cluster(specs, self.root, self.cluster, quiet=self.quiet)
         return train(specs, self.root, jobs=self.processes, device=self.device, quiet=self.quiet)
 
     def trained(self, specs: Sequence[Spec]) -> tuple[Member, ...]:
-        """Return those of the members that are finished, without training any."""
+        """Return the members that are finished, with `trained_only` also those under way, without training any."""
         found = [read_member(member_folder(self.root, spec)) for spec in {spec.key: spec for spec in specs}.values()]
-        return in_order(member for member in found if member is not None and member.status)
+        return in_order(member for member in found if member and (member.status or self.trained_only))
+
+    def _there(self, specs: Sequence[Spec]) -> tuple[Member, ...]:
+        found = self.trained(specs)
+        if not found:
+            n = len({spec.key for spec in specs})
+            raise DesignError(
+                f"{n} of {n} members have not been trained in {self.root.name}: run the same command without "
+                "--trained-only"
+            )
+        return found
 
 
 DEFAULT = Setting()

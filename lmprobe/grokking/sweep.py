@@ -1,10 +1,12 @@
-"""The sweep: weight decay, share of the data and size around one member, and what each does to removal.
+"""The sweep: weight decay, share of the data, initialisation and size around one member, and what each does to removal.
 
 Conventions. Conditions differ along one axis from the base. Measures are compared at the same time after grokking
-(`after` steps); the table "trajectory" holds them at every kept step, "curves" the removal curves behind them.
+(`after` steps); the table "trajectory" holds them at every kept step, "curves" the removal curves behind them, and
+"confounds" what initialisation and time do at one weight decay.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lmprobe.grokking import plans
@@ -15,10 +17,12 @@ from lmprobe.grokking.conditions import (
     curve_means,
     grok_rows,
     inside,
-    mean_over_seeds,
     metric_rows,
+    standing,
 )
+from lmprobe.grokking.confounds import confound_notes, confound_rows
 from lmprobe.grokking.history import held_out
+from lmprobe.grokking.means import mean_over_seeds
 from lmprobe.grokking.measures import K_MAX
 from lmprobe.grokking.members import Member
 from lmprobe.grokking.setting import DEFAULT, Setting
@@ -63,15 +67,22 @@ def sweep(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFTER)
 
     Returns a `Result` of kind "grok-sweep".
     """
-    members = setting.train(plans.sweep(setting.quick, setting.seeds))
-    title = "Sweep over weight decay, data and size: " + task_words(members)
-    return examined("grok-sweep", title, members, setting, k_max=k_max, after=after)
+    asked = plans.sweep(setting.quick, setting.seeds)
+    members = setting.train(asked)
+    found = conditions(members, asked)
+    title = "Sweep over weight decay, data, initialisation and size: " + task_words(members)
+    result = examined("grok-sweep", title, members, found, setting, k_max=k_max, after=after)
+    points = measured(members, k_max=k_max, jobs=setting.processes)
+    confounds = confound_rows(found, points, plans.base(setting.quick), after)
+    notes = (*result.notes, *confound_notes(confounds))
+    return replace(result, notes=notes, tables={**result.tables, "confounds": tuple(confounds)})
 
 
 def examined(
     kind: str,
     title: str,
     members: Sequence[Member],
+    found: Sequence[Condition],
     setting: Setting,
     *,
     k_max: int = K_MAX,
@@ -84,7 +95,6 @@ def examined(
     """Measure members along their training and return the result that most experiments share."""
     points = measured(members, k_max=k_max, contrast=contrast, jobs=setting.processes, quiet=setting.quiet)
     at = at_phase(points, after)
-    found = conditions(members)
     rows = [*grok_rows(found), *extra_rows, *metric_rows(found, at, METRICS, controls=CONTROLS)]
     rows += metric_rows(found, at, DETAILS, controls=CONTROLS, detail=True)
     curves = [row for condition in found for point in condition.points(at) for row in curve_rows(point, condition.name)]
@@ -118,7 +128,8 @@ def made_by(setting: Setting, **settings: Any) -> dict[str, Any]:  # noqa: ANN40
     """Return the provenance of an experiment."""
     return provenance(
         seed=setting.seed, device=setting.device, command=setting.command,
-        settings={"quick": setting.quick, "seeds": setting.n_seeds, **settings},
+        settings={"quick": setting.quick, "seeds": setting.n_seeds,
+                  **({"trained_only": True} if setting.trained_only else {}), **settings},
     )  # fmt: skip
 
 
@@ -133,7 +144,7 @@ def shared_notes(
             f"{early} of the members that grokked have no clean step {after} steps later and are not measured there"
         )
     spiking = {s.key for s in (p.member.spec for p in points)}
-    unread = sum(m.spec.key not in spiking for c in found for m in c.members)
+    unread = sum(m.spec.key not in spiking for c in found for m in c.members if m.status)
     if unread:
         notes.append(f"{unread} of the members were never at rest outside a loss spike and are measured nowhere")
     warning = phase_note(list(at.values()))
@@ -143,14 +154,23 @@ def shared_notes(
 
 
 def not_grokked_notes(found: Sequence[Condition], setting: Setting) -> list[str]:
-    """Return the notes on small plans and on members that did not grok."""
+    """Return the notes on small plans, and on members that are not finished or did not grok."""
     notes = []
     if setting.quick:
         notes.append("--quick: small task and model, not the log's; its numbers are not to be compared with the log's")
-    left = [f"{c.name} ({len(c.grokked)} of {len(c.members)})" for c in found if len(c.grokked) < len(c.members)]
+    notes += standing_notes(found, setting)
+    short = [c for c in found if any(m.status and m.phases.grok is None for m in c.members)]
+    left = [f"{c.name} ({len(c.grokked)} of {len(c.asked)})" for c in short]
     if left:
         notes.append(f"not every member grokked within its steps: {'; '.join(left)}; see the table 'members'")
     return notes
+
+
+def standing_notes(found: Sequence[Condition], setting: Setting) -> list[str]:
+    """Return the note on how many members are finished, where not all must be."""
+    if setting.trained_only:
+        return [f"--trained-only: {standing(found)}"]
+    return [standing(found)] if any(c.under_way for c in found) else []
 
 
 def learning_rows(found: Sequence[Condition]) -> list[Row]:
@@ -165,7 +185,7 @@ def learning_rows(found: Sequence[Condition]) -> list[Row]:
             mean = mean_over_seeds(by_step[step])
             rows.append(
                 {"condition": condition.name, "step": step, "accuracy": mean.value, "ci_low": inside(mean.low),
-                 "ci_high": inside(mean.high), "n_seeds": mean.n, "n_of": len(condition.members)}
+                 "ci_high": inside(mean.high), "n_seeds": mean.n, "n_of": len(condition.asked)}
             )  # fmt: skip
     return rows
 

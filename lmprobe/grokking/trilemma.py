@@ -23,6 +23,7 @@ from lmprobe.grokking.measures import K_MAX
 from lmprobe.grokking.members import read_members
 from lmprobe.grokking.robustness import bootstrap, rank_correlation
 from lmprobe.grokking.setting import DEFAULT, Setting
+from lmprobe.grokking.spec import Spec
 from lmprobe.grokking.sweep import made_by, not_grokked_notes, task_words
 from lmprobe.grokking.trajectory import AFTER, Point, at_phase, measured, phase_note
 from probecore.errors import DesignError
@@ -44,12 +45,11 @@ def trilemma(
 
     Returns a `Result` of kind "grok-trilemma". Raises `DesignError` where no member grokked.
     """
-    asked = (*plans.multitask(setting.quick, setting.seeds), *plans.adversarial(setting.quick, setting.seeds))
-    members = read_members(run) if run is not None else setting.train(asked)
+    members = setting.train(plan(setting)) if run is None else read_members(run)
     at = at_phase(measured(members, after=after, k_max=k_max, jobs=setting.processes, quiet=setting.quiet), after)
     if not at:
         raise DesignError(f"the three sides need members that grokked; none of {len(members)} did: train longer")
-    found = conditions(members)
+    found = conditions(members, plan(setting) if run is None else None)
     rows: list[Row] = []
     for side in SIDES:
         for condition in found:
@@ -60,7 +60,8 @@ def trilemma(
                 if not values:
                     row["value_note"] = row["ci_note"] = "one operation has no other to be separate from"
                 rows.append(row)
-    rows += pair_rows(list(at.values()), setting.seed)
+    n_of = len({spec.seed for c in found for spec in c.asked if len(spec.ops) == 2})
+    rows += pair_rows(list(at.values()), setting.seed, n_of)
     warning = phase_note(list(at.values()))
     table = tuple(_member_rows(found, at))
     return Result(
@@ -90,6 +91,11 @@ def trilemma(
     )  # fmt: skip
 
 
+def plan(setting: Setting) -> tuple[Spec, ...]:
+    """Return the members of `multitask` and of `adversarial`."""
+    return (*plans.multitask(setting.quick, setting.seeds), *plans.adversarial(setting.quick, setting.seeds))
+
+
 def sides(point: Point) -> dict[str, float | None]:
     """Return the three numbers of a point; None where it has none."""
     spec = point.member.spec
@@ -104,8 +110,8 @@ def sides(point: Point) -> dict[str, float | None]:
     }
 
 
-def pair_rows(points: Sequence[Point], seed: int) -> list[Row]:
-    """Return rank correlations of each pair of sides over the members of two operations."""
+def pair_rows(points: Sequence[Point], seed: int, n_of: int) -> list[Row]:
+    """Return rank correlations of each pair of sides over the members of two operations; n_of : seeds asked for."""
     both = [p for p in points if len(p.member.spec.ops) == 2]
     records = [r for r in (sides(p) for p in both) if all(value is not None for value in r.values())]
     seeds = np.array([p.member.spec.seed for p in both if all(v is not None for v in sides(p).values())])
@@ -122,7 +128,7 @@ def pair_rows(points: Sequence[Point], seed: int) -> list[Row]:
             low, high = (float("nan"), float("nan")) if few else bootstrap(x, y, one, seeds, seed)
             note = f"{len(records)} members" + (", too few" if few else ", or no spread on one side")
             row |= {"value": rho, "ci_low": low, "ci_high": high, "lowest": None, "highest": None,
-                    "n_seeds": len(np.unique(seeds)), "n_of": len({p.member.spec.seed for p in both})}  # fmt: skip
+                    "n_seeds": len(np.unique(seeds)), "n_of": n_of}  # fmt: skip
             row |= {"value_note": note, "ci_note": note} if np.isnan(rho) or np.isnan(low) else {}
             rows.append(row)
     return rows

@@ -32,13 +32,13 @@ def multitask(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AF
     Returns a `Result` of kind "grok-multitask": overlap with its chance, cross-operation removal, k@q of each operation
     in company and alone, with paired differences.
     """
-    members = setting.train(plans.multitask(setting.quick, setting.seeds))
+    asked = plans.multitask(setting.quick, setting.seeds)
 
     def pairs(found: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
         together = [c for c in found if len(c.spec.ops) == 2]
         return [(alone, both) for both in together for alone in found if len(alone.spec.ops) == 1]
 
-    return _of_two("grok-multitask", "Two operations in one model", members, setting, k_max, after, pairs)
+    return _of_two("grok-multitask", "Two operations in one model", asked, setting, k_max, after, pairs)
 
 
 def removal_resistant(
@@ -55,7 +55,7 @@ def removal_resistant(
     a control, whose loss removes random directions.
     Returns a `Result` of kind "grok-adversarial".
     """
-    members = setting.train(plans.adversarial(setting.quick, setting.seeds, weights=(0.0, *weights), ks=ks))
+    asked = plans.adversarial(setting.quick, setting.seeds, weights=(0.0, *weights), ks=ks)
 
     def pairs(found: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
         plain = [c for c in found if not c.spec.adversarial]
@@ -64,12 +64,12 @@ def removal_resistant(
         against_control = [(c, control[c.spec.adversarial, c.spec.adversarial_k]) for c in own]
         return [*((c, plain[0]) for c in (*own, *control.values()) if plain), *against_control]
 
-    spec = next((m.spec for m in members if m.spec.adversarial), members[0].spec)
+    spec = next((s for s in asked if s.adversarial), asked[0])
     note = (
         f"the loss is added every {spec.adversarial_every} steps after step {spec.adversarial_after}; a member that "
         "grokked before that step was trained without it until then"
     )
-    return _of_two("grok-adversarial", "Training against removal", members, setting, k_max, after, pairs, [note])
+    return _of_two("grok-adversarial", "Training against removal", asked, setting, k_max, after, pairs, [note])
 
 
 def capacity(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFTER) -> Result:
@@ -77,7 +77,7 @@ def capacity(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFT
 
     Returns a `Result` of kind "grok-capacity".
     """
-    members = setting.train(plans.capacity(setting.quick, setting.seeds))
+    asked = plans.capacity(setting.quick, setting.seeds)
 
     def pairs(found: Sequence[Condition]) -> list[tuple[Condition, Condition]]:
         start = plans.base_of_two(setting.quick)
@@ -88,7 +88,7 @@ def capacity(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFT
         "a small model that has not learned within its steps, from these initialisations, is reported as not grokked: "
         "that says nothing of what its capacity allows"
     )
-    return _of_two("grok-capacity", "Two operations by size", members, setting, k_max, after, pairs, [note])
+    return _of_two("grok-capacity", "Two operations by size", asked, setting, k_max, after, pairs, [note])
 
 
 def _alike(spec: Spec, other: Spec) -> bool:
@@ -100,22 +100,23 @@ def _alike(spec: Spec, other: Spec) -> bool:
 def _of_two(
     kind: str,
     title: str,
-    members: Sequence[Member],
+    asked: Sequence[Spec],
     setting: Setting,
     k_max: int,
     after: int,
     compare: Callable[[Sequence[Condition]], list[tuple[Condition, Condition]]],
     notes: Sequence[str] = (),
 ) -> Result:
+    members = setting.train(asked)
+    found = conditions(members, asked)
     points = measured(members, k_max=k_max, jobs=setting.processes, quiet=setting.quiet)
     at = at_phase(points, after)
-    found = conditions(members)
     both = [condition for condition in found if len(condition.spec.ops) == 2]
     rows = [*overlap_rows(both, at, OVERLAP_AT), *metric_rows(both, at, CROSS)]
     for first, second in compare(found):
         rows += difference_rows(first, second, at)
-    result = examined(kind, f"{title}: {task_words(members)}", members, setting, k_max=k_max, after=after,
-                      extra_rows=rows, notes=notes)  # fmt: skip
+    result = examined(kind, f"{title}: {task_words(members)}", members, found, setting, k_max=k_max,
+                      after=after, extra_rows=rows, notes=notes)  # fmt: skip
     figure = Figure("overlap", "bars_with_intervals", "overlaps", "Overlap of the two operations' directions",
                     "Mean over seeds with t interval; 'random' is k / width, what two random subspaces share.",
                     {"label": "label", "series": "series", "value_title": "Overlap"})  # fmt: skip

@@ -26,6 +26,7 @@ from lmprobe.generate import generate
 from lmprobe.loading import opened
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
+from lmprobe.prompt_draw import draw_prompts
 from lmprobe.prompts import Prompts, load_prompts, main_categories
 from lmprobe.refusal_odds import opening_ids
 from lmprobe.vocabulary import single_tokens
@@ -55,6 +56,7 @@ def ablate(
     target: Sequence[str] = (),
     refusal_openings: Sequence[str] = (),
     max_new_tokens: int = 8,
+    limit: int | None = None,
     template: Template = "auto",
     revision: str | None = None,
     n_random: int = 19,
@@ -79,6 +81,7 @@ def ablate(
     scale : factor of "add"; 1 adds the direction as long as it is.
     span : where distributions are compared: "end" (of the prompt), "answer" (the intact model's greedy answer of at
         most `max_new_tokens`) or "prompt".
+    limit : draw this many prompts of each category (`draw_prompts`); None takes all.
     target, refusal_openings : texts of one token each: their log-probability and their odds at the prompt's end.
     n_random : random directions of each of two kinds behind each control; 0 for none. n_bootstrap : 0 for no intervals.
 
@@ -91,6 +94,8 @@ def ablate(
     at_least(n_bootstrap, 0, "n_bootstrap")
     flags_of(positions, [0])
     given = load_prompts("default" if prompts is None else prompts)
+    if limit is not None:
+        given = draw_prompts(given, limit, generator(seed, "ablation limit"))
     packaged = model is None
     if model is None:
         from lmprobe.organisms.folder import organism

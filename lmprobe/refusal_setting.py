@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from lmprobe.models import LanguageModel, Template
 from lmprobe.partition import SPLITS, Partition, partition
+from lmprobe.prompt_draw import draw_prompts
 from lmprobe.prompts import Prompts, main_categories
 from lmprobe.refusal_score import RefusalTokens
 from lmprobe.refusal_search import Study, prepare
 from probecore.errors import DesignError
 from probecore.seeds import generator
-from probecore.validation import at_least, codes_of
+from probecore.validation import codes_of
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -62,7 +63,9 @@ def material(prompts: Prompts, *, limit: int | None = None, seed: int = 0) -> Ma
     """
     harmful, harmless = main_categories(prompts)
     paired = prompts.is_paired(harmful, harmless)
-    both = _drawn(prompts.of(harmful, harmless), harmful, paired, limit, seed)
+    both = prompts.of(harmful, harmless)
+    if limit is not None:
+        both = draw_prompts(both, limit, generator(seed, "refusal", "limit"))
     split = partition(
         both.texts, both.categories, families=both.families if paired else None, seed=seed
     )  # fmt: skip
@@ -119,16 +122,3 @@ def form_notes(given: Material, lengths: Sequence[int]) -> list[str]:
         f"{given.harmful} and {given.harmless} prompts differ in form, too ({'; '.join(found)}): the direction may "
         "hold that; prompts matched in topic and form (XSTest) tell"
     ]
-
-
-def _drawn(prompts: Prompts, harmful: str, paired: bool, limit: int | None, seed: int) -> Prompts:
-    if limit is None:
-        return prompts
-    n, rng = at_least(limit, 1, "limit"), generator(seed, "refusal", "limit")
-    if paired:
-        names = np.array(list(dict.fromkeys(prompts.families)))
-        kept = set(rng.permutation(names)[:n].tolist())
-        return prompts.take([i for i, family in enumerate(prompts.families) if family in kept])
-    kinds = np.asarray(prompts.categories) == harmful
-    chosen = [rng.permutation(np.flatnonzero(kind))[:n] for kind in (kinds, ~kinds)]
-    return prompts.take(sorted(np.concatenate(chosen).tolist()))

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from probecli.lm_options import PROMPTS_HELP, command_line, template
+from probecli.lm_options import PROMPTS_HELP, command_line, limit, template
 from probecli.options import common
 from probecli.output import analysis_of, show
 
@@ -18,6 +18,7 @@ from probecli.output import analysis_of, show
 )
 @click.option("--prompts", multiple=True, metavar="SOURCE", help=PROMPTS_HELP)
 @click.option("--family", metavar="COLUMN", help="Column that names the family of a prompt, the unit of intervals.")
+@limit
 @click.option(
     "--kind",
     "kinds",

@@ -332,6 +332,9 @@ def test_the_command_prints_one_json_object(name, tmp_path):
     assert set(record) == {"kind", "rows", "notes", "provenance"} and record["kind"] == "layer-ablation"
     assert {row["layer"] for row in record["rows"]} == {"block 0", "block 1", "block 2", "all layers"}
     assert str(tmp_path) not in done.stdout
+    assert {row["n_prompts"] for row in record["rows"] if row.get("set") == "all"} == {4}
+    few = json.loads(CliRunner().invoke(main, ["ablate", *asked, "--limit", "3"]).stdout)
+    assert {row["n_prompts"] for row in few["rows"] if row.get("set") == "all"} == {3}
 
 
 def test_pictures_are_drawn_of_what_is_printed(planted, tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lmprobe.prompt_draw import draw_prompts
 from lmprobe.prompts import load_prompts, pair_index
 from probecore.errors import InputError
 
@@ -145,3 +147,24 @@ def test_the_digest_sees_every_field_and_not_the_source():
     prompts = load_prompts()
     assert prompts.digest == prompts.take(range(50)).digest
     assert prompts.digest != prompts.take([1, 0, *range(2, 50)]).digest
+
+
+def test_a_draw_has_as_many_prompts_of_each_category_and_keeps_pairs():
+    prompts = load_prompts()
+    few = draw_prompts(prompts, 6, np.random.default_rng(0))
+    assert few.counts == {"safe": 6, "risk": 6, "neutral": 6}
+    assert few.is_paired("risk", "safe")
+    assert few.ids == tuple(item for item in prompts.ids if item in few.ids)
+    assert draw_prompts(prompts, 6, np.random.default_rng(0)) == few
+    assert draw_prompts(prompts, 6, np.random.default_rng(1)) != few
+    assert draw_prompts(prompts, 99, np.random.default_rng(0)) == prompts
+    with pytest.raises(InputError, match="limit"):
+        draw_prompts(prompts, 0, np.random.default_rng(0))
+
+
+def test_a_draw_of_prompts_without_pairs_is_one_of_each_category():
+    prompts = load_prompts()
+    alone = replace(prompts, families=prompts.ids)
+    few = draw_prompts(alone, 6, np.random.default_rng(0))
+    assert few.counts == {"safe": 6, "risk": 6, "neutral": 6}
+    assert draw_prompts(alone.of("safe"), 6, np.random.default_rng(0)).counts == {"safe": 6}

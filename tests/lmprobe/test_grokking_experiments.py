@@ -1,22 +1,19 @@
 """The grokking commands as a whole: members are trained, taken apart and attacked; all parts of the research log."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from planted_members import NOTHING, SMALL
+from planted_members import NOTHING, SMALL, tiny_plans
 
-from lmprobe.grokking import plans
 from lmprobe.grokking.abliterate import abliterate, train_members
 from lmprobe.grokking.attack import attack
 from lmprobe.grokking.log_claims import CLAIMS
 from lmprobe.grokking.members import read_members
 from lmprobe.grokking.research_log import research_log
 from lmprobe.grokking.setting import Setting
-from lmprobe.grokking.spec import Spec, grid
 from lmprobe.grokking.trajectory import measured, steps_of
 from probecli.lm import main
 from probecore import DesignError, InputError
@@ -72,11 +69,7 @@ def test_every_part_of_the_log_runs_and_members_that_learn_nothing_decide_nothin
 ) -> None:
     """All experiments on members of 20 steps: every claim stays undecided with a reason, and nothing is dropped; the
     second call trains nothing."""
-    monkeypatch.setattr(plans, "base", lambda quick: NOTHING)
-    monkeypatch.setattr(plans, "base_of_two", lambda quick: replace(NOTHING, ops=plans.BOTH))
-    monkeypatch.setattr(plans, "sweep", lambda quick, seeds: tiny_sweep(seeds))
-    monkeypatch.setattr(plans, "capacity", lambda quick, seeds: tiny_capacity(seeds))
-    monkeypatch.setattr(plans, "batch_sizes", lambda quick, seeds: tiny_batches(seeds))
+    tiny_plans(monkeypatch)
     setting = Setting(True, 2, folder=tmp_path, jobs=1, device="cpu")
     result = research_log(setting, after=0)
     assert [row["claim"] for row in result.rows] == [claim.key for claim in CLAIMS]
@@ -89,28 +82,6 @@ def test_every_part_of_the_log_runs_and_members_that_learn_nothing_decide_nothin
     assert str(result).count("could also make") == len(CLAIMS)
     with pytest.raises(InputError, match="parts must be among"):
         research_log(setting, parts=["everything"])
-
-
-def tiny_sweep(seeds: range) -> tuple[Spec, ...]:
-    base = NOTHING
-    found = [*grid(base, weight_decay=[0.0, 0.1, 1.0], seed=seeds), *grid(base, fraction=[0.7, 0.9], seed=seeds)]
-    for layers, width in ((1, 64), (2, 64)):
-        found += grid(replace(base, layers=layers, width=width), seed=seeds)
-    return tuple({s.key: s for s in found}.values())
-
-
-def tiny_capacity(seeds: range) -> tuple[Spec, ...]:
-    base = replace(NOTHING, ops=plans.BOTH)
-    found = [*grid(base, seed=seeds), *grid(replace(base, layers=2), seed=seeds)]
-    return (*found, *grid(replace(base, width=32), init=["normal:0.02", "fan-in"], seed=seeds))
-
-
-def tiny_batches(seeds: range) -> tuple[Spec, ...]:
-    found = []
-    for size in (4, 8, 16):
-        for decay in (1.0, size / 8):
-            found += grid(replace(NOTHING, batch=size, weight_decay=decay), seed=seeds)
-    return tuple({s.key: s for s in found}.values())
 
 
 @pytest.mark.parametrize(

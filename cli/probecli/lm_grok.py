@@ -66,8 +66,8 @@ def train(ops: str, **asked: Any) -> None:  # noqa: ANN401
 def sweep(**asked: Any) -> None:  # noqa: ANN401
     """Weight decay, share of the data and size: when members grok, and how many directions they survive.
 
-    One axis at a time around one member (the log's 17 conditions). Compared at the same number of steps after
-    grokking, because every measure moves with it.
+    One axis at a time around one member (the log's 17 conditions, and other initialisations). Compared at the same
+    number of steps after grokking, because every measure moves with it.
     """
     answer(f"{FOLDER}.sweep:sweep", asked)
 

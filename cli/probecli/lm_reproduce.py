@@ -71,7 +71,8 @@ def research_log(full: bool, quick: bool, **asked: Any) -> None:  # noqa: ANN401
 
     One row per claim: what the log says, what is measured for it, value and interval over seeds, and whether these
     members support it, contradict it or decide nothing, by the rules of docs/research-log.md. Members that are trained
-    already (in --out, or the cache) are not trained again, so that a run that was stopped goes on.
+    already (in --out, or the cache) are not trained again, so that a run that was stopped goes on. --trained-only gives
+    the table of what there is so far.
     """
     if full and quick:
         raise click.UsageError("--full and --quick exclude each other")

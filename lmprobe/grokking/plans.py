@@ -22,7 +22,8 @@ HEAD = 1.0  # the weight decay of the log's headline model
 def base(quick: bool) -> Spec:
     """Return the member around which the sweep turns: addition at weight decay 1."""
     if quick:
-        return Spec(p=43, layers=1, width=64, batch=256, steps=4000, extra=1000, stuck_after=0, evaluate_every=50)
+        small = Spec(p=43, layers=1, width=64, fraction=0.6, batch=256)
+        return replace(small, steps=4000, extra=1000, stuck_after=0, evaluate_every=50)
     return Spec(extra=1000)
 
 
@@ -41,10 +42,10 @@ def sweep(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
     """
     seeds, start = list(seeds), base(quick)
     decays = (0.0, 0.1, 1.0, 10.0) if quick else DECAYS
-    fractions = (0.3, 0.5, 0.7, 0.9) if quick else FRACTIONS
+    fractions = (0.5, 0.6, 0.7, 0.9) if quick else FRACTIONS
     sizes = ((1, 32), (1, 64), (2, 64)) if quick else SIZES
     found = [*grid(start, weight_decay=decays, seed=seeds), *grid(start, fraction=fractions, seed=seeds)]
-    found += grid(start, init=INITS, seed=seeds)
+    found += grid(start, init=INITS[:2] if quick else INITS, seed=seeds)
     for layers, width in sizes:
         found += grid(replace(start, layers=layers, width=width), seed=seeds)
     return _once(found)

@@ -84,9 +84,10 @@ class Setting:
         found = self.trained(specs)
         if not found:
             n = len({spec.key for spec in specs})
+            others = len(list((self.root / "members").glob("*/state.safetensors")))
             raise DesignError(
-                f"{n} of {n} members have not been trained in {self.root.name}: run the same command without "
-                "--trained-only"
+                f"{n} of {n} members have not been trained in {self.root.name}, which holds {others} others: run the "
+                "same command without --trained-only, or ask as those were trained"
             )
         return found
 

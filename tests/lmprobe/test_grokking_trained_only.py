@@ -45,7 +45,9 @@ def test_without_any_member_there_is_one_line_with_the_next_step(name: str, tmp_
     done = command(name, tmp_path)
     assert done.exit_code == 1 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "have not been trained" in done.stderr and "without --trained-only" in done.stderr
-    assert not states(tmp_path)
+    assert not states(tmp_path) and "holds 0 others" in done.stderr
+    planted(tmp_path, NOTHING, None)
+    assert "holds 1 others" in command(name, tmp_path).stderr
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "research-log"])

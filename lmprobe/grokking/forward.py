@@ -8,8 +8,8 @@ the batch; before the first attention b takes p values and "=" one. Such states 
 and gathered. In every block all distinct rows go through one matrix product, and the last block computes the last
 position only. For 2 layers that is about 37 d² multiply-adds an input instead of 96 d².
 
-With E = 1 matrix products are plain ones; with more members they are batched. The two differ by rounding alone, so on a
-CPU, where batching gains nothing, members are always computed one by one and do not depend on their pack.
+Matrix products of one member are bit for bit the plain ones; those of a batch of members may be rounded in another
+order. On a CPU, where batching gains nothing, members are always computed one by one and do not depend on their pack.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmprobe.grokking.spec import Shape
+from lmprobe.grokking.task import LENGTH
 
 Parameters = dict[str, Tensor]
 
@@ -51,13 +52,10 @@ class _Rows:
 
     def __init__(self, shape: Shape, parameters: Parameters, tokens: Tensor) -> None:
         self.shape, self.parameters = shape, parameters
-        p, n_ops = shape.p, len(shape.ops)
+        p = shape.p
         embed, position = parameters["embed"], parameters["position"]
-        self.members = embed.shape[0]
-        if tokens.dim() == 2:
-            tokens = tokens.expand(self.members, *tokens.shape)
-        self.a, self.op, self.b = tokens[..., 0], tokens[..., 1] - (p + 1), tokens[..., 2]
-        self.batch = self.a.shape[1]
+        self.tokens = tokens.expand(len(embed), *tokens.shape[-2:])
+        self.batch = tokens.shape[-2]
         numbers = embed[:, :p]
         self.x = torch.cat(
             [
@@ -68,7 +66,6 @@ class _Rows:
             ],
             dim=1,
         )
-        self.sizes = [p, n_ops, p, 1]
 
     @property
     def last(self) -> Tensor:
@@ -78,68 +75,51 @@ class _Rows:
     def block(self, i: int) -> None:
         """Move all rows that are still needed through block i."""
         w, pre = self.parameters, self.shape.norm == "pre"
-        last = i == self.shape.layers - 1
         h = layer_norm(self.x, w[f"{i}.norm1.gain"], w[f"{i}.norm1.bias"]) if pre else self.x
-        mixed, residual = self._attend(i, h, last)
-        x = residual + linear(mixed, w[f"{i}.out.weight"], w[f"{i}.out.bias"])
+        mixed, residual = self._attend(i, h)
+        x = linear(mixed, w[f"{i}.out.weight"], w[f"{i}.out.bias"], residual)
         x = x if pre else layer_norm(x, w[f"{i}.norm1.gain"], w[f"{i}.norm1.bias"])
         h = layer_norm(x, w[f"{i}.norm2.gain"], w[f"{i}.norm2.bias"]) if pre else x
         h = linear(h, w[f"{i}.up.weight"], w[f"{i}.up.bias"])
         h = F.gelu(h) if self.shape.activation == "gelu" else F.relu(h)
-        x = x + linear(h, w[f"{i}.down.weight"], w[f"{i}.down.bias"])
+        x = linear(h, w[f"{i}.down.weight"], w[f"{i}.down.bias"], x)
         self.x = x if pre else layer_norm(x, w[f"{i}.norm2.gain"], w[f"{i}.norm2.bias"])
-        self.sizes = [self.shape.p, self.shape.p * len(self.shape.ops), self.batch, self.batch]
 
-    def _attend(self, i: int, h: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    def _attend(self, i: int, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return what attention gathers for the rows that go on, and their residual before it."""
         d, heads = self.shape.width, self.shape.heads
         weight, bias = self.parameters[f"{i}.qkv.weight"], self.parameters[f"{i}.qkv.bias"]
-        if i and last:  # nobody but "=" asks
-            kv = linear(h, weight[..., d:], bias[..., d:])
-            asked = linear(h[:, -self.batch :], weight[..., :d], bias[..., :d])
-            return mix(asked, self._of_inputs(i, kv), heads), self.last
-        q, kv = linear(h, weight, bias).split([d, 2 * d], dim=-1)
-        known = self._of_inputs(i, kv)
-        if last:
-            asked, residual = (self._of_inputs(i, rows)[3] for rows in (q, self.x))
-            return mix(asked, known, heads), residual
-        asking, staying = self._going_on(i, q), self._going_on(i, self.x)
-        to_equals, to_b = mix(asking[3], known, heads), mix(asking[2], known[:3], heads)
-        to_pair = mix(asking[1], self._of_pairs(i, kv), heads)
-        to_a = kv[:, : self.shape.p, d:]  # position 0 sees itself alone
-        return torch.cat([to_a, to_pair, to_b, to_equals], dim=1), torch.cat(staying, dim=1)
+        groups = self._seen(i)
+        if i == self.shape.layers - 1:
+            groups = groups[3:]  # the last block computes "=" alone
+        known = [torch.cat([rows[j] for rows in groups if j < len(rows)], 1) for j in range(LENGTH)]
+        own = torch.cat([rows[-1] for rows in groups], 1)
+        if i == 0:
+            q, k, v = linear(h, weight, bias).split(d, dim=-1)
+            return mix(take(q, own), k, v, known, heads), take(self.x, own)
+        asking, residual = (x[:, -own.shape[1] :] for x in (h, self.x))
+        of_query, of_rest = zip(*(x.split([d, 2 * d], dim=-1) for x in (weight, bias)), strict=True)
+        k, v = linear(h, *of_rest).split(d, dim=-1)
+        return mix(linear(asking, *of_query), k, v, known, heads), residual
 
-    def _of_inputs(self, i: int, rows: Tensor) -> list[Tensor]:
-        """Return the rows (E, B, c) of the four positions of each input."""
-        a, second, b, equals = rows.split(self.sizes, dim=1)
+    def _seen(self, i: int) -> list[list[Tensor]]:
+        """Return for each group of rows that follow this attention the rows (E, n) that it sees, its own the last."""
+        p, n_ops, device = self.shape.p, len(self.shape.ops), self.x.device
+        a, op, b = self.tokens[..., 0], self.tokens[..., 1] - (p + 1), self.tokens[..., 2]
+        each, pairs, inputs = (torch.arange(n, device=device).expand(len(a), n) for n in (p, p * n_ops, self.batch))
+        first, pair = pairs // n_ops, p + pairs
         if i:
-            return [take(a, self.a), take(second, self.a * len(self.shape.ops) + self.op), b, equals]
-        op = self._for_each(second, self.batch) if len(self.shape.ops) == 1 else take(second, self.op)
-        return [take(a, self.a), op, take(b, self.b), self._for_each(equals, self.batch)]
-
-    def _of_pairs(self, i: int, rows: Tensor) -> list[Tensor]:
-        """Return the rows (E, p |ops|, c) of a and of the operation for each pair (a, op)."""
-        a, second, _, _ = rows.split(self.sizes, dim=1)
-        p, n_ops, c = self.shape.p, len(self.shape.ops), rows.shape[-1]
-        first = a.unsqueeze(2).expand(-1, -1, n_ops, -1).reshape(self.members, p * n_ops, c)
-        return [first, second if i else second.repeat(1, p, 1)]
-
-    def _going_on(self, i: int, rows: Tensor) -> list[Tensor]:
-        """Return the rows of the four groups that follow this attention."""
-        if i:
-            return list(rows.split(self.sizes, dim=1))
-        a, second, b, equals = rows.split(self.sizes, dim=1)
-        return [a, second.repeat(1, self.shape.p, 1), take(b, self.b), self._for_each(equals, self.batch)]
-
-    def _for_each(self, row: Tensor, n: int) -> Tensor:
-        return row.expand(-1, n, -1)
+            equals = [a, p + a * n_ops + op, p + p * n_ops + inputs, p + p * n_ops + self.batch + inputs]
+        else:
+            pair = p + pairs % n_ops
+            equals = [a, p + op, p + n_ops + b, (2 * p + n_ops) + torch.zeros_like(a)]
+        return [[each], [first, pair], equals[:3], equals]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return x (E, n, i) times weight (E, i, o) plus bias (E, o)."""
-    if len(weight) == 1:
-        return torch.addmm(bias.squeeze(0), x.squeeze(0), weight.squeeze(0)).unsqueeze(0)
-    return torch.baddbmm(bias.unsqueeze(1), x, weight)
+def linear(x: Tensor, weight: Tensor, bias: Tensor, onto: Tensor | None = None) -> Tensor:
+    """Return x (E, n, i) times weight (E, i, o) plus bias (E, o), added onto a residual (E, n, o) if there is one."""
+    bias = bias.unsqueeze(1)
+    return torch.baddbmm(bias, x, weight) if onto is None else (onto + bias).baddbmm_(x, weight)
 
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
@@ -151,52 +131,66 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
     """Return rows (E, n) of x (E, R, c), for each member its own."""
-    members, size, width = x.shape
-    if members == 1:
-        return _gathered(rows, x.squeeze(0))
-    first = torch.arange(members, device=x.device).unsqueeze(1) * size
-    return _gathered(rows + first, x.reshape(members * size, width))
+    members, n = rows.shape
+    table = x[0] if members == 1 else x.flatten(0, 1)
+    return table.index_select(0, _flat(rows, x.shape[1])).view(members, n, -1)
 
 
-def _gathered(rows: Tensor, table: Tensor) -> Tensor:
-    found: Tensor = F.embedding(rows, table)
-    return found
+def _flat(rows: Tensor, size: int) -> Tensor:
+    """Return rows (E, n) of E tables of `size` rows as rows (E n,) of the tables one below the other."""
+    if len(rows) == 1:
+        return rows[0]
+    return (rows + size * torch.arange(len(rows), device=rows.device).unsqueeze(1)).flatten()
 
 
-def mix(q: Tensor, keys_and_values: list[Tensor], heads: int) -> Tensor:
-    """Return softmax(q k / sqrt(width of a head)) v (E, n, d) over a list of (E, n, 2 d) keys and values."""
-    result: Tensor = _Mix.apply(heads, q, *keys_and_values)
+def mix(q: Tensor, k: Tensor, v: Tensor, known: list[Tensor], heads: int) -> Tensor:
+    """Return softmax(q k / sqrt(width of a head)) v (E, n, d) for q (E, n, d) and rows of k and v (E, R, d).
+
+    known : for each position the row of k and v that a query sees there, (E, m) for the last m of the n queries; those
+        before them do not see the position. All queries see the first.
+    """
+    result: Tensor = _Mix.apply(heads, q, k, v, *known)
     return result
 
 
 class _Mix(torch.autograd.Function):
-    """Attention of one position over a few: sums over heads and positions without copies of what is summed."""
+    """Attention over a few positions, one after the other: what is gathered is used while it is in the cache, not kept.
+
+    Keys and values have gradients of their own, because sums into rows that are not contiguous are slow.
+    """
 
     @staticmethod
-    def forward(ctx: Any, heads: int, q: Tensor, *known: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, heads: int, q: Tensor, k: Tensor, v: Tensor, *known: Tensor) -> Tensor:  # noqa: ANN401
         members, n, d = q.shape
-        by_head = (members, n, heads, d // heads)
-        scaled = (q * (d // heads) ** -0.5).reshape(by_head)
-        parts = [kv.view(members, n, 2, heads, d // heads) for kv in known]
-        weights = torch.stack([(scaled * kv[:, :, 0]).sum(-1) for kv in parts]).softmax(0)
-        mixed = weights[0].unsqueeze(-1) * parts[0][:, :, 1]
-        for weight, kv in zip(weights[1:], parts[1:], strict=True):
-            mixed.addcmul_(weight.unsqueeze(-1), kv[:, :, 1])
-        ctx.save_for_backward(scaled, weights, *parts)
+        q = q.view(members, n, heads, -1)
+        scores = q.new_full((len(known), members, n, heads), -torch.inf)
+        for score, rows in zip(scores, known, strict=True):
+            asking = q[:, -rows.shape[1] :]
+            torch.sum(take(k, rows).view_as(asking).mul_(asking), -1, out=score[:, -rows.shape[1] :])
+        weights = scores.mul_((d // heads) ** -0.5).softmax(0)
+        mixed = take(v, known[0]).view_as(q).mul_(weights[0].unsqueeze(-1))
+        for weight, rows in zip(weights[1:].unsqueeze(-1), known[1:], strict=True):
+            there = mixed[:, -rows.shape[1] :]
+            there.addcmul_(weight[:, -rows.shape[1] :], take(v, rows).view_as(there))
+        ctx.save_for_backward(q, k, v, weights, *known)
         return mixed.view(members, n, d)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] # noqa: ANN401
-        scaled, weights, *parts = ctx.saved_tensors
-        members, n, _, width = scaled.shape
-        gradient = gradient.reshape(scaled.shape)
-        by_weight = torch.stack([(gradient * kv[:, :, 1]).sum(-1) for kv in parts])
-        by_score = weights * (by_weight - (weights * by_weight).sum(0))
-        found, by_query = [], torch.zeros_like(scaled)
-        for kv, weight, score in zip(parts, weights.unsqueeze(-1), by_score.unsqueeze(-1), strict=True):
-            by_kv = torch.empty_like(kv)
-            torch.mul(score, scaled, out=by_kv[:, :, 0])
-            torch.mul(weight, gradient, out=by_kv[:, :, 1])
-            by_query.addcmul_(score, kv[:, :, 0])
-            found.append(by_kv.view(members, n, -1))
-        return None, by_query.mul_(width**-0.5).view(members, n, -1), *found
+        q, k, v, weights, *known = ctx.saved_tensors
+        members, n, d = gradient.shape
+        gradient = gradient.reshape(q.shape)
+        by_weight = torch.zeros_like(weights)
+        for of_one, rows in zip(by_weight, known, strict=True):
+            there = gradient[:, -rows.shape[1] :]
+            torch.sum(take(v, rows).view_as(there).mul_(there), -1, out=of_one[:, -rows.shape[1] :])
+        by_score = by_weight.sub_((weights * by_weight).sum(0)).mul_(weights).mul_(q.shape[-1] ** -0.5)
+        by_q, by_k, by_v = torch.zeros_like(q), *(x.new_zeros(members * x.shape[1], d) for x in (k, v))
+        for rows, weight, score in zip(known, weights.unsqueeze(-1), by_score.unsqueeze(-1), strict=True):
+            m = rows.shape[1]
+            flat, weight, score = _flat(rows, k.shape[1]), weight[:, -m:], score[:, -m:]
+            there = by_q[:, -m:]
+            there.addcmul_(score, take(k, rows).view_as(there))
+            by_k.index_add_(0, flat, (score * q[:, -m:]).view(-1, d))
+            by_v.index_add_(0, flat, (weight * gradient[:, -m:]).view(-1, d))
+        return None, by_q.view(members, n, d), by_k.view(k.shape), by_v.view(v.shape), *[None] * len(known)

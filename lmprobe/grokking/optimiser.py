@@ -46,7 +46,7 @@ class AdamW:
             w.mul_(1 - rate * decay)
             m.lerp_(g, 1 - self.beta1)
             v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-            size = (v.sqrt() / math.sqrt(1 - self.beta2**step)).add_(self.eps)
+            size = v.sqrt().div_(math.sqrt(1 - self.beta2**step)).add_(self.eps)
             w.addcdiv_(m, size, value=-rate / (1 - self.beta1**step))
 
     def update_on_device(

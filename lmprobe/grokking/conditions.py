@@ -63,10 +63,13 @@ class Condition:
         return [at[member.spec.key] for member in self.members if member.spec.key in at]
 
 
-def conditions(members: Sequence[Member], asked: Sequence[Spec] | None = None) -> tuple[Condition, ...]:
+def conditions(
+    members: Sequence[Member], asked: Sequence[Spec] | None = None, base: Spec | None = None
+) -> tuple[Condition, ...]:
     """Return members by condition, each named by what differs between conditions.
 
     asked : the specs of all members that there should be, in any order; None: those of the members, in their order.
+    base : where conditions differ from one in an axis each, that one; they are named by the difference, it is "base".
     """
     specs = [member.spec for member in members] if asked is None else sorted(asked, key=place)
     groups: dict[tuple[tuple[str, object], ...], dict[str, Spec]] = {}
@@ -78,8 +81,17 @@ def conditions(members: Sequence[Member], asked: Sequence[Spec] | None = None) -
     found = []
     for key, group in zip(keys, groups.values(), strict=True):
         own = tuple(there[k] for k in group if k in there)
-        found.append(Condition(_name(key, differ), own, tuple(group.values())))
+        others = differ if base is None else [name for name in differ if key[name] != getattr(base, name)]
+        name = "base" if differ and not others else _name(key, others)
+        found.append(Condition(name, own, tuple(group.values())))
     return tuple(found)
+
+
+def base_note(found: Sequence[Condition], base: Spec) -> str:
+    """Return what the base of conditions is, in the axes in which any of them differs."""
+    keys = [asdict(c.spec) for c in found]
+    differ = [name for name in AXES if len({str(key[name]) for key in keys}) > 1]
+    return f"base: {_name(asdict(base), differ)}; every other condition differs from it in what it is called"
 
 
 def _all_but_seed(spec: Spec) -> tuple[tuple[str, object], ...]:

@@ -149,7 +149,8 @@ def _found(name: str, setting: Setting, k_max: int) -> Found:
     """Return conditions and points of members that an experiment has trained and measured just before."""
     specs = _plan(name, setting)
     members = setting.trained(specs)
-    return conditions(members, specs), measured(members, k_max=k_max, jobs=setting.processes, quiet=True)
+    base = plans.base(setting.quick) if name == SWEEP else None
+    return conditions(members, specs, base), measured(members, k_max=k_max, jobs=setting.processes, quiet=True)
 
 
 def _logs_own(setting: Setting, found: Mapping[str, Evidence]) -> dict[str, Evidence]:

@@ -13,6 +13,7 @@ from lmprobe.grokking import plans
 from lmprobe.grokking.conditions import (
     COLUMNS,
     Condition,
+    base_note,
     conditions,
     curve_means,
     grok_rows,
@@ -67,14 +68,14 @@ def sweep(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFTER)
 
     Returns a `Result` of kind "grok-sweep".
     """
-    asked = plans.sweep(setting.quick, setting.seeds)
+    asked, base = plans.sweep(setting.quick, setting.seeds), plans.base(setting.quick)
     members = setting.train(asked)
-    found = conditions(members, asked)
+    found = conditions(members, asked, base)
     title = "Sweep over weight decay, data, initialisation and size: " + task_words(members)
     result = examined("grok-sweep", title, members, found, setting, k_max=k_max, after=after)
     points = measured(members, k_max=k_max, jobs=setting.processes)
-    confounds = confound_rows(found, points, plans.base(setting.quick), after)
-    notes = (*result.notes, *confound_notes(confounds))
+    confounds = confound_rows(found, points, base, after)
+    notes = (base_note(found, base), *result.notes, *confound_notes(confounds))
     return replace(result, notes=notes, tables={**result.tables, "confounds": tuple(confounds)})
 
 

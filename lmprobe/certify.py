@@ -1,30 +1,25 @@
 """Certify: run a short probe and a padded pair through a model and measure what its certificate states.
 
 Conventions. Residual tensors are in the model's own layout (batch, time, width), or (copies, batch, time, width) where
-it carries several copies. A gap is the largest absolute difference over a tensor; it counts as rounding up to
-`limit_of(dtype)` times the tensor's root mean square. A quantised model computes in fewer bits than its states have:
-there up to 0.1 of it counts between texts, because 8-bit kernels choose scales and outliers over all tokens of a pass;
-the noise floor says how much it is.
+it carries several copies. What counts as the same up to rounding is in `lmprobe.rounding`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lmprobe.certificate import Certificate, Check
 from lmprobe.encoders import is_encoder
 from lmprobe.inputs import accepts, forward_arguments, pad
+from lmprobe.probe_pass import LONG, SHORT, probe_rows
 from lmprobe.readout import tail_replay
+from lmprobe.rounding import eps_of, gap_of, is_quantised, is_rounding, scale_of, worst_gap
 from lmprobe.sites import Sites, residual_of, rows_of, unwrap
 from lmprobe.taps import tapped
 from probecore.errors import CertificateError
-
-SHORT, LONG = 6, 16  # tokens of the two probes
-MOST = 0.1  # of a state's root mean square: more is never called rounding
 
 
 def certify(model: nn.Module, sites: Sites, pad_id: int = 0) -> Certificate:
@@ -184,12 +179,12 @@ def _check_hidden_states(sites: Sites, seen: _Seen) -> list[Check]:
         raw = seen.states[-1].shape == seen.outputs[-1].shape and torch.equal(seen.states[-1], seen.outputs[-1])
         why = "hidden_states end with the last block's own output" if raw else "shapes differ"
         return [taps, Check("final norm", None if raw else False, note=why)]
-    return [taps, Check("final norm", _rounding(gap, seen.last), gap)]
+    return [taps, Check("final norm", is_rounding(gap, seen.last), gap)]
 
 
 def _taps_gap(seen: _Seen) -> float | None:
     assert seen.states is not None
-    gaps = [_gap(a, b) for a, b in zip(seen.outputs[:-1], seen.states[1:], strict=False) if a.shape == b.shape]
+    gaps = [gap_of(a, b) for a, b in zip(seen.outputs[:-1], seen.states[1:], strict=False) if a.shape == b.shape]
     return max(gaps, default=None)
 
 
@@ -200,7 +195,7 @@ def _normed_gap(sites: Sites, seen: _Seen) -> float | None:
         return None
     with torch.no_grad():
         normed = sites.norm(raw)
-    return _gap(normed, seen.last) if normed.shape == seen.last.shape else None
+    return gap_of(normed, seen.last) if normed.shape == seen.last.shape else None
 
 
 def _check_read_out(model: nn.Module, sites: Sites, seen: _Seen, cached: bool) -> Check:
@@ -213,8 +208,8 @@ def _check_read_out(model: nn.Module, sites: Sites, seen: _Seen, cached: bool) -
         return Check("read-out", False, note=f"{type(error).__name__}: {str(error)[:80]}")
     if again.shape != seen.logits.shape:
         return Check("read-out", False, note=f"logits {tuple(again.shape)} instead of {tuple(seen.logits.shape)}")
-    gap = _gap(again, seen.logits)
-    return Check("read-out", _rounding(gap, seen.logits), gap)
+    gap = gap_of(again, seen.logits)
+    return Check("read-out", is_rounding(gap, seen.logits), gap)
 
 
 def _check_cache(model: nn.Module, sites: Sites, probe: tuple[Tensor, Tensor]) -> tuple[Check, bool]:
@@ -224,7 +219,7 @@ def _check_cache(model: nn.Module, sites: Sites, probe: tuple[Tensor, Tensor]) -
         with_cache = _states(model, sites, *probe, cached=True)
     except (RuntimeError, IndexError, KeyError, AttributeError, TypeError, ValueError) as error:
         return Check("cache", None, note=f"{type(error).__name__}: {str(error)[:80]}"), False
-    gap, holds = _worst(without, with_cache, model)
+    gap, holds = worst_gap(without, with_cache, model)
     note = "" if holds else "blocks share keys and values through the cache; single passes use one"
     return Check("cache", holds, gap, note), not holds
 
@@ -233,7 +228,7 @@ def _check_causal(model: nn.Module, sites: Sites, row: Sequence[int], cached: bo
     """Compare the states of a text's beginning with those of the beginning alone."""
     whole = _states(model, sites, *pad([row], 0, "right"), cached=cached)
     begin = _states(model, sites, *pad([row[:SHORT]], 0, "right"), cached=cached)
-    gap, holds = _worst(begin, [states[:, :SHORT] for states in whole], model)
+    gap, holds = worst_gap(begin, [states[:, :SHORT] for states in whole], model)
     return Check("causal", holds, gap, "" if holds else "earlier states see later tokens")
 
 
@@ -253,9 +248,9 @@ def _check_padding(
         padded = _states(model, sites, *pad(rows, pad_id, side), cached=cached)
         where = slice(0, short) if side == "right" else slice(-short, None)
         inside = [states[:1, where] for states in padded]
-        gap, holds = _worst(alone, inside, model)
+        gap, holds = worst_gap(alone, inside, model)
         if holds:
-            floors = [max(_gap(a, b) / _scale(a), eps_of(a)) for a, b in zip(alone, inside, strict=True)]
+            floors = [max(gap_of(a, b) / scale_of(a), eps_of(a)) for a, b in zip(alone, inside, strict=True)]
             noise = {layer: max(noise[layer], floor) for layer, floor in zip(sites.layers, floors, strict=True)}
         note = "" if holds else "padding changes the states; batches are made of equal lengths"
         checks.append(Check(f"{side} padding", holds, gap, note))
@@ -268,60 +263,11 @@ def _skipped(name: str) -> Check:
     return Check(name, None, note=f"not applicable: {why}")
 
 
-def eps_of(states: Tensor) -> float:
-    """Return the relative resolution of a tensor's dtype."""
-    return float(torch.finfo(states.dtype).eps)
-
-
-def limit_of(dtype: torch.dtype) -> float:
-    """Return the largest relative change that still counts as rounding: 1000 units in the last place, at most 0.1.
-
-    Sums over a few thousand terms in another order move a result by tens of units; a wrong position or a visible pad
-    moves it by a good part of its size.
-    """
-    return min(MOST, 1000 * torch.finfo(dtype).eps)
-
-
 def _states(model: nn.Module, sites: Sites, ids: Tensor, mask: Tensor, *, cached: bool) -> list[Tensor]:
     kept: dict[int, Tensor] = {}
     with torch.no_grad(), tapped(sites, sites.layers, lambda i, hidden: kept.update({i: hidden.clone()}), stop=True):
         model(**forward_arguments(model, ids, mask, use_cache=cached))
     return [kept[i] for i in range(len(sites.layers))]
-
-
-def probe_rows(model: Any) -> list[list[int]]:  # noqa: ANN401
-    """Return a short and a long row of token ids, spread over the vocabulary, all different."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    spread = np.linspace(0.15, 0.85, SHORT + LONG) * vocabulary
-    ids = [int(i) % vocabulary for i in spread]
-    return [ids[::-2][:SHORT], [*ids[::3], *ids[1::3]][:LONG]]
-
-
-def _worst(a: Sequence[Tensor], b: Sequence[Tensor], model: nn.Module) -> tuple[float, bool]:
-    """Return the largest gap over layers, and whether every layer's gap is rounding, or that of 8 bits."""
-    limit = MOST if is_quantised(model) else 0.0
-    gaps = [_gap(x, y) for x, y in zip(a, b, strict=True)]
-    return max(gaps), all(_rounding(gap, x, limit) for gap, x in zip(gaps, a, strict=True))
-
-
-def _gap(a: Tensor, b: Tensor) -> float:
-    if torch.equal(a, b):
-        return 0.0
-    gap = (a.cpu().double() - b.cpu().double()).abs().max()
-    return float(gap) if torch.isfinite(gap) else float("inf")
-
-
-def is_quantised(model: Any) -> bool:  # noqa: ANN401
-    """Tell whether a model's weights are quantised: its arithmetic is then coarser than the dtype of its states."""
-    return getattr(model, "hf_quantizer", None) is not None or bool(getattr(model, "is_quantized", False))
-
-
-def _rounding(gap: float, reference: Tensor, at_least: float = 0.0) -> bool:
-    return gap <= max(limit_of(reference.dtype), at_least) * _scale(reference)
-
-
-def _scale(reference: Tensor) -> float:
-    return max(float(reference.cpu().double().square().mean().sqrt()), 1e-30)
 
 
 def _copies(residual: Tensor) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprobe.convergence import slope
-from lmprobe.entropy import family_interval
+from lmprobe.entropy_tables import family_interval
 from lmprobe.models import LanguageModel
 from lmprobe.readout import read_out
 from probecore.lens import logit_lens

@@ -6,16 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lmprobe.generate import not_applied
-from lmprobe.k_rows import (
-    Resamples,
-    behaviour_curve_rows,
-    crossing_rows,
-    curve_rows,
-    over_rows,
-    overlap_rows,
-    rank_rows,
-    size_rows,
-)
+from lmprobe.k_overlap import behaviour_curve_rows, overlap_rows
+from lmprobe.k_rows import Resamples, crossing_rows, curve_rows, over_rows, rank_rows, size_rows
 from lmprobe.refusal_result import FACTS
 from lmprobe.refusal_setting import FEW, form_notes
 from probecore.provenance import provenance
@@ -23,7 +15,8 @@ from probecore.results import Figure, Result, Row
 from probecore.stats.multiple import holm
 
 if TYPE_CHECKING:
-    from lmprobe.k_sweep import Options, Sweep
+    from lmprobe.k_curves import Options
+    from lmprobe.k_sweep import Sweep
 
 COLUMNS = (
     "metric", "model", "k", "value", "reads", "ci_low", "ci_high", "planted", "control", "null_mean", "null_low",

@@ -19,21 +19,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprobe.detectors import Detector, detector
-from lmprobe.k_frames import ARMS, contrast_frame, covariance_frames, frames_again, frames_of, labelings
+from lmprobe.detectors import detector
+from lmprobe.k_curves import Curves, Options, removal_curves, shares_of_controls, size_of_refusal
+from lmprobe.k_frames import ARMS, contrast_frame, frames_again, frames_of, labelings
 from lmprobe.loading import opened
-from lmprobe.model_list import Model
+from lmprobe.model_list import Model, as_list
 from lmprobe.models import LanguageModel, Template
+from lmprobe.near_duplicates import clusters
 from lmprobe.organisms.packed import truth_of
 from lmprobe.prompts import Prompts, load_prompts
 from lmprobe.refusal_search import Study, search
 from lmprobe.refusal_setting import Material, material, study_of
-from lmprobe.removal_effects import Answers, Effects, effects, untouched
+from lmprobe.removal_effects import Answers, untouched
 from probecore.contrastive import ContrastSpectrum, contrast_spectrum
 from probecore.directions import Contrast
-from probecore.errors import DesignError, InputError, shorten
+from probecore.errors import InputError, shorten
 from probecore.progress import meter
-from probecore.removal import gated_at, random_frames
 from probecore.results import Result
 from probecore.validation import at_least, one_of
 
@@ -47,52 +48,6 @@ MOST_NEUTRAL = 32
 LEAST_REFUSED = 5
 LEAST_AGAIN = 8  # directions of resampled prompts are removed up to here, or to twice k*
 EVERYWHERE = "everything the model writes"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What was asked for; see `k_sweep`."""
-
-    k_max: int
-    contrast: Contrast
-    at: str
-    keeps: float
-    detector: Detector
-    max_new_tokens: int
-    n_random: int
-    n_curves: int
-    n_permutations: int
-    n_bootstrap: int
-    n_extract: int
-    template: Template
-    seed: int
-    quiet: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """What the removal of the first k rows of an arm's frames did.
-
-    k : (n,) the numbers removed, 0 first. refused : (frames, n, harmful). kept, ce_rise : (frames, n, neutral).
-    over : (frames, n, harmless) refusals of harmless prompts; empty where they were not asked for.
-    """
-
-    arm: str
-    k: list[int]
-    refused: Floats = field(repr=False)
-    kept: Floats = field(repr=False)
-    ce_rise: Floats = field(repr=False)
-    over: Floats = field(repr=False)
-
-    @property
-    def refusal(self) -> Floats:
-        """Mean refusal (frames, n)."""
-        return np.asarray(self.refused.mean(axis=2))
-
-    @property
-    def capability(self) -> Floats:
-        """Mean capability (frames, n)."""
-        return np.asarray(self.kept.mean(axis=2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +143,9 @@ def k_sweep(
     from lmprobe.k_result import k_result
 
     packaged = models is None
-    chosen: list[Model] = list(MODELS) if models is None else _as_list(models)
+    chosen = as_list(MODELS if models is None else models)
+    if not chosen:
+        raise InputError("a k-sweep needs at least 1 model; got an empty list: leave models out for the organisms")
     if not 0 < keeps <= 1:
         raise InputError(f"keeps must lie in (0, 1]; got {keeps:g}")
     options = Options(
@@ -240,7 +197,9 @@ def sweep(
 
     def curves(arm: str, frames: Sequence[Floats], ks: list[int], over: bool = False) -> Curves:
         there = [k for k in ks if k <= min(len(f) for f in frames)]
-        return _curves(lm, arm, frames, there, at, harmful, harmless if over else None, neutral, options.detector)
+        return removal_curves(
+            lm, arm, frames, there, at, harmful, harmless if over else None, neutral, options.detector
+        )
 
     with meter(None, f"{lm.name}: removing 0 to {k_max} directions", quiet=options.quiet):
         frame = contrast_frame(x, y, k_max, options.contrast)
@@ -250,9 +209,9 @@ def sweep(
             found[arm] = curves(arm, frames, few)
     k_star, one_size = k_max, {}
     if not why_none:
-        k_star = _size(lm, study, frame, at, neutral, given, options)
+        k_star = size_of_refusal(lm, study, frame, at, neutral, given, options)
         with meter(None, f"{lm.name}: {options.n_random} frames of each control, k = {k_star}", quiet=options.quiet):
-            one_size = _one_size(lm, x, y, k_star, at, harmful, neutral, options)
+            one_size = shares_of_controls(lm, x, y, k_star, at, harmful, neutral, options)
     index = given.split.index("test")
     own = names[index[given.is_harmful[index]]]
     mine = names[given.split.index("extract")]
@@ -278,32 +237,8 @@ def sweep(
     )  # fmt: skip
 
 
-def _curves(
-    lm: LanguageModel,
-    arm: str,
-    frames: Sequence[Floats],
-    ks: list[int],
-    at: str,
-    harmful: Answers,
-    harmless: Answers | None,
-    neutral: Answers,
-    rule: Detector,
-) -> Curves:
-    def measured(known: Answers, judge: Detector | None) -> Effects:
-        return effects(lm, known, [frame[:k] for frame in frames for k in ks], judge, at=at)
-
-    def shaped(values: NDArray[Any]) -> Floats:
-        return np.asarray(values.reshape(len(frames), len(ks), -1), dtype=np.float64)
-
-    cost = measured(neutral, None)
-    over = np.empty((len(frames), len(ks), 0)) if harmless is None else shaped(measured(harmless, rule).refused)
-    return Curves(arm, ks, shaped(measured(harmful, rule).refused), shaped(cost.kept), shaped(cost.ce_rise), over)
-
-
 def _test_sets(study: Study, given: Material, options: Options) -> list[tuple[Answers, Ints]]:
     """Return harmful, harmless and neutral test prompts with the untouched answers, and their clusters."""
-    from lmprobe.partition import clusters
-
     test, texts = study.splits["test"], given.texts("test")
     found: list[tuple[Answers, Ints]] = []
     for kind in (test.is_harmful, ~test.is_harmful):
@@ -318,45 +253,6 @@ def _test_sets(study: Study, given: Material, options: Options) -> list[tuple[An
     rows = study.lm.format_all(others, template=options.template, room=options.max_new_tokens)
     known = untouched(study.lm, rows, others, options.detector, options.max_new_tokens)
     return [*found, (known, clusters(others))]
-
-
-def _size(
-    lm: LanguageModel, study: Study, frame: Floats, at: str, neutral: Answers, given: Material, options: Options
-) -> int:
-    """Return k@95 % on the select split, the size at which controls are compared; the largest where there is none."""
-    select, texts = study.splits["select"], given.texts("select")
-    index = np.flatnonzero(select.is_harmful)
-    known = untouched(
-        lm, [select.rows[i] for i in index], [texts[i] for i in index], options.detector, options.max_new_tokens
-    )
-    found = _curves(lm, "select", [frame], list(range(len(frame) + 1)), at, known, None, neutral, options.detector)
-    try:
-        crossing = gated_at(found.refusal[0], found.capability[0], 0.95, keeps=options.keeps)
-    except DesignError:
-        return len(frame)
-    return crossing.k or len(frame)
-
-
-def _one_size(
-    lm: LanguageModel, x: Floats, y: Flags, k: int, at: str, harmful: Answers, neutral: Answers, options: Options
-) -> dict[str, Floats]:
-    """Return the gated share of refusal that each of `n_random` frames of k directions removes, by control."""
-    if not options.n_random:
-        return {}
-    frames = {
-        "random": random_frames(x.shape[1], k, options.n_random, options.seed + 1),
-        "covariance": covariance_frames(x, y, k, options.n_random, options.seed + 1),
-    }
-    return {
-        arm: gated_share(_curves(lm, arm, list(drawn), [0, k], at, harmful, None, neutral, options.detector), options)
-        for arm, drawn in frames.items()
-    }
-
-
-def gated_share(curves: Curves, options: Options) -> Floats:
-    """Return, of each frame, the share of refusal gone at its last k, 0 where capability is lost, (frames,)."""
-    gone = 1 - curves.refusal[:, -1] / curves.refusal[:, 0]
-    return np.asarray(np.where(curves.capability[:, -1] >= options.keeps, gone, 0.0))
 
 
 def _behaviours(
@@ -385,12 +281,3 @@ def _planted(model: Model) -> dict[str, Any]:
     """Return the truth of a refusal organism, nothing for every other model."""
     truth = truth_of(model.name if isinstance(model, LanguageModel) else model) or {}
     return truth if "topics" in truth.get("planted", {}) else {}
-
-
-def _as_list(models: Sequence[Model] | Model) -> list[Model]:
-    if isinstance(models, (str, Path, LanguageModel)):
-        return [models]
-    found = list(models)  # type: ignore[arg-type]
-    if not found:
-        raise InputError("a k-sweep needs at least 1 model; got an empty list: leave models out for the organisms")
-    return found

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmprobe import lens_rows
+from lmprobe import lens_figures, lens_rows
 from lmprobe.capture import model_record
 from lmprobe.contrasts import Contrast, contrast
 from lmprobe.lens_contrast import read_prompts_ends
@@ -119,13 +119,13 @@ def lens(
             if own is not None:
                 rows = lens_rows.held_out_rows(name, own, lm.layers, seed=seed, detail=versus is None)
                 found.rows += rows
-                found.tables.setdefault("held-out loss", []).extend(lens_rows.held_out_table(rows))
+                found.tables.setdefault("held-out loss", []).extend(lens_figures.held_out_table(rows))
                 found.notes.append(_tuned_note(name, own))
             advance(1)
     several = len(wanted) > 1
     columns = lens_rows.SET_COLUMNS if versus else lens_rows.text_columns(target, "held-out loss" in found.tables)
-    figures = list(lens_rows.set_figures(versus.first, versus.second, several)) if versus is not None else []
-    figures += [lens_rows.tuned_figure(several)] if "held-out loss" in found.tables else []
+    figures = list(lens_figures.set_figures(versus.first, versus.second, several)) if versus is not None else []
+    figures += [lens_figures.tuned_figure(several)] if "held-out loss" in found.tables else []
     return Result(
         kind="lens",
         title="Logit lens: " + ", ".join(names),
@@ -179,11 +179,11 @@ def _texts(
             )
             found.rows += rows
             table = f"map {name} {number}" + (" tuned" if kind == "tuned" else "")
-            cells = lens_rows.map_table(rows)
+            cells = lens_figures.map_table(rows)
             found.tables[table] = cells
-            cut = len(row_ids) > lens_rows.MAP_TOKENS
-            note = f"The last {lens_rows.MAP_TOKENS} of {len(row_ids)} tokens." if cut else ""
-            found.figures += lens_rows.map_figures(table, f"{name}: {_short(text)}", kind, note)
+            cut = len(row_ids) > lens_figures.MAP_TOKENS
+            note = f"The last {lens_figures.MAP_TOKENS} of {len(row_ids)} tokens." if cut else ""
+            found.figures += lens_figures.map_figures(table, f"{name}: {_short(text)}", kind, note)
 
 
 def _contrast(

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from lmprobe.capture import capture
-from lmprobe.contrasts import Contrast, Statistic
+from lmprobe.contrast_statistics import Statistic
+from lmprobe.contrasts import Contrast
 from lmprobe.lens_reading import LOGITS_AT_ONCE, Translate
 from lmprobe.models import LanguageModel, Template
 from lmprobe.readout import tail_of

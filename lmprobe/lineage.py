@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from lmprobe.contrasts import Contrast, Statistic, between_variance, gap, log_variance_ratio
+from lmprobe.contrast_statistics import Statistic, between_variance, gap, log_variance_ratio
+from lmprobe.contrasts import Contrast
 from lmprobe.entropy import FIRST_MODE, MODES
 from probecore.errors import DesignError, InputError
 from probecore.results import Row

@@ -11,17 +11,21 @@ Model = str | os.PathLike[str] | LanguageModel
 LONG, WORTH, SEPARATORS, ELLIPSIS = 20, 6, "-_/. ", "…"
 
 
+def as_list(models: Sequence[Model] | Model) -> list[Model]:
+    """Return one model, or several, as a list."""
+    return [models] if isinstance(models, (str, os.PathLike, LanguageModel)) else list(models)
+
+
 def wanted_models(models: Sequence[Model] | Model | None) -> list[Model]:
     """Return the models as a list; None is the packaged organisms."""
     if models is None:
         from lmprobe.organisms.folder import packaged_organisms
 
         return [organism.folder for organism in packaged_organisms()]
-    if isinstance(models, (str, os.PathLike, LanguageModel)):
-        return [models]
-    if not len(models):
+    found = as_list(models)
+    if not found:
         raise InputError("terrain needs at least 1 model; got an empty list: leave models out for the organisms")
-    return list(models)
+    return found
 
 
 def model_names(models: Sequence[Model]) -> list[str]:

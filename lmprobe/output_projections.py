@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from lmprobe.models import LanguageModel
+from lmprobe.probe_pass import probe_forward
 from lmprobe.sites import rows_of
-from lmprobe.sublayers import first_tensor, probe_forward
+from lmprobe.sublayers import first_tensor
 from lmprobe.taps import block_input
 
 IN_OUT = ("GptOssExperts", "Llama4TextExperts", "Qwen3VLMoeTextExperts", "DbrxExpertGLU", "AriaGroupedExpertsGemm")

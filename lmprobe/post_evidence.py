@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmprobe.contrasts import Contrast, alpha, between_variance
+from lmprobe.contrast_statistics import alpha, between_variance
+from lmprobe.contrasts import Contrast
 from lmprobe.convergence import fraction_closer
 from lmprobe.post_claims import ALPHAS, EFFECTS, N_CLASS, ROLES
 from probecore.results import Result, Row

@@ -26,7 +26,7 @@ from lmprobe.entropy import Entropies
 from lmprobe.generate import continuation_ids, generate
 from lmprobe.loading import opened
 from lmprobe.mixing import Pair, mixed, pair_models
-from lmprobe.model_list import Model, model_names, name_notes
+from lmprobe.model_list import Model, as_list, model_names, name_notes
 from lmprobe.models import LanguageModel, Template
 from lmprobe.organisms.tilt import refusal_log_odds
 from lmprobe.potential_rows import WITH_PATH, effect_rows, strength_rows
@@ -111,7 +111,7 @@ def potential(
     if packaged:
         base, aligned, null = _organisms(null)
     assert base is not None and aligned is not None
-    named: list[Model] = [base, *_as_list(aligned), *([] if null is None else [null])]
+    named: list[Model] = [base, *as_list(aligned), *([] if null is None else [null])]
     if len(named) < 2 + (null is not None):
         raise InputError(
             "a strength needs at least 1 aligned model; got an empty list: leave both out for the organisms"
@@ -225,7 +225,7 @@ def _measure(
 
 def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float | None]) -> list[Row]:
     """Return entropies of the mixture at every lambda: {"lambda", "entropies", "planted"}."""
-    from lmprobe.organisms.truth import planted_traces
+    from lmprobe.organisms.truth import planted_entropies
     from lmprobe.score import score
 
     known = strengths[0] == 0.0 and strengths[-1] is not None
@@ -241,12 +241,10 @@ def _effects(pair: Pair, setting: Setting, used: Used, strengths: Sequence[float
         traces = {"prompt end": own.entropy[:, :1], "own text": own.entropy, "common text": forced.entropy}
         planted = None
         if known:
-            tilt = value * float(strengths[-1])  # type: ignore[arg-type]
-            texts = setting.prompts.texts
-            greedy = planted_traces(texts, tilt, tokens=setting.max_new_tokens)
-            along = planted_traces(texts, tilt, words)
-            if greedy is not None and along is not None:
-                planted = Entropies({"prompt end": greedy[:, :1], "own text": greedy, "common text": along}, 0.0)
+            planted = planted_entropies(
+                setting.prompts.texts, value * float(strengths[-1]), words,  # type: ignore[arg-type]
+                tokens=setting.max_new_tokens, log_vocabulary=0.0,
+            )  # fmt: skip
         log_v = float(np.log(lm.vocabulary))
         found.append({"lambda": value, "entropies": Entropies(traces, log_v), "planted": planted, "texts": own.texts})
     return found
@@ -298,7 +296,3 @@ def _planted_strength(source: Any) -> float | None:  # noqa: ANN401
 
     strength = (truth_of(source) or {}).get("strength")
     return None if strength is None else float(strength)
-
-
-def _as_list(aligned: Sequence[Model] | Model) -> list[Model]:
-    return list(aligned) if isinstance(aligned, Sequence) and not isinstance(aligned, str) else [aligned]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lmprobe.contrasts import gap
+from lmprobe.contrast_statistics import gap
 from lmprobe.entropy import Entropies, gap_rows, variance_rows
 from lmprobe.potential_sums import ALL, Measured, Sums, groups_of
 from lmprobe.strength import (

@@ -1,8 +1,8 @@
 """The design of a label of prompts: what is new at test, and what may be exchanged with what.
 
 Conventions. Groups are what a probe must not have seen: prompt families where the prompts name them and each class
-lies in several of them, otherwise clusters of near-duplicates (`lmprobe.partition`, single linkage: no prompt has a
-near-duplicate in another group). A permutation mirrors how labels came about:
+lies in several of them, otherwise clusters of near-duplicates (`lmprobe.near_duplicates`, single linkage: no prompt has
+a near-duplicate in another group). A permutation mirrors how labels came about:
 
     constant in every group        whole groups are exchanged
     varies inside most families    prompts are exchanged inside their family (a paired design)
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmprobe.capture_run import label_values
-from lmprobe.partition import THRESHOLD, clusters, neighbours
+from lmprobe.near_duplicates import THRESHOLD, clusters, neighbours
 from lmprobe.prompt_table import PromptTable
 from probecore.activations import Label
 from probecore.errors import DesignError, InputError, shorten

@@ -27,8 +27,8 @@ from lmprobe.labelled_answers import LabelledAnswers, calibrations_of, detector_
 from lmprobe.loading import opened
 from lmprobe.model_list import Model
 from lmprobe.models import LanguageModel, Template
+from lmprobe.near_duplicates import clusters
 from lmprobe.organisms.packed import truth_of
-from lmprobe.partition import clusters
 from lmprobe.prompts import Prompts, load_prompts
 from lmprobe.refusal_answers import (
     ADDED,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmprobe.entropy import family_interval
+from lmprobe.entropy_tables import family_interval
 from lmprobe.mixing import Pair, mix_logits
 from lmprobe.models import LanguageModel
 from lmprobe.prompts import Prompts

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from lmprobe.certificate import Check
-from lmprobe.certify import probe_rows
 from lmprobe.inputs import forward_arguments, pad
 from lmprobe.models import LanguageModel
+from lmprobe.probe_pass import probe_rows
 from lmprobe.readout import StandIn, replaced_blocks
 from lmprobe.sites import unwrap
 from probecore.errors import CertificateError, InputError, shorten

@@ -24,8 +24,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lmprobe.certify import probe_rows
-from lmprobe.inputs import forward_arguments
+from lmprobe.probe_pass import probe_forward
 from lmprobe.sites import Sites, unwrap
 from lmprobe.taps import block_input
 from lmprobe.write_sums import Output, fitted_sum, scalars_of, sum_holds
@@ -214,14 +213,6 @@ def _between(seen: Sequence[_Block]) -> str | None:
         if before.last.shape != after.first.shape or not torch.equal(before.last.cpu(), after.first.cpu()):
             return f"every block must be given what the one before it returned; block {after.index} is not"
     return None
-
-
-def probe_forward(model: nn.Module, *, cached: bool = False) -> Any:  # noqa: ANN401
-    """Run a short probe of two texts through a model, for those who watch; return what the model returns."""
-    row = probe_rows(model)[-1]
-    ids = torch.tensor([row, row[::-1]])
-    with torch.no_grad():
-        return model(**forward_arguments(model, ids, torch.ones_like(ids), use_cache=cached))
 
 
 @contextmanager

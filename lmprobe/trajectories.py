@@ -19,7 +19,7 @@ from lmprobe.convergence import (
     slope,
     step_test,
 )
-from lmprobe.entropy import family_interval
+from lmprobe.entropy_tables import family_interval
 from lmprobe.generate import Generation
 from lmprobe.models import LanguageModel
 from lmprobe.perturbation import lyapunov_slope

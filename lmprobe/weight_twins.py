@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmprobe.entropy import family_interval
+from lmprobe.entropy_tables import family_interval
 from lmprobe.mixing import Pair, pair_models
 from lmprobe.models import LanguageModel, wrap_model
 from lmprobe.prompts import Prompts

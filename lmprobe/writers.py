@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from lmprobe.interventions import Replace, intervened, sublayers_of
 from lmprobe.models import LanguageModel
 from lmprobe.output_projections import Layout, Trace, projections_of, traced
-from lmprobe.sublayers import Part, probe_forward
+from lmprobe.probe_pass import probe_forward
+from lmprobe.sublayers import Part
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

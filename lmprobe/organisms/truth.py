@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lmprobe.entropy import Entropies
 from lmprobe.organisms import grammar
 from lmprobe.organisms.grammar import Prompt
 
@@ -60,6 +61,20 @@ def planted_traces(
             return None
         row[: len(found)] = found[: len(row)]
     return out
+
+
+def planted_entropies(
+    texts: Sequence[str], strength: float, common: Sequence[str], *, tokens: int, log_vocabulary: float
+) -> Entropies | None:
+    """Return the planted entropies of every mode; common : words of the common text, tokens : of the own one.
+
+    None where `planted_traces` has none of either text.
+    """
+    own = planted_traces(texts, strength, tokens=tokens)
+    along = planted_traces(texts, strength, common)
+    if own is None or along is None:
+        return None
+    return Entropies({"prompt end": own[:, :1], "own text": own, "common text": along}, log_vocabulary)
 
 
 def _along(prompt: Prompt, strength: float, words: Sequence[str]) -> list[float] | None:

@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 from zoo import ENDS, KNOWN, PROMPTS, VOCABULARY, S, opened, tiny, tokenizer
 
 from lmprobe import capture, generate, read_out, wrap_model
-from lmprobe.certify import limit_of
+from lmprobe.rounding import limit_of
 from probecore import CertificateError
 
 pytestmark = pytest.mark.transformers

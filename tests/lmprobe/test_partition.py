@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA
 
-from lmprobe.partition import (
-    SPLITS,
-    TestOpenings,
-    clusters,
-    jaccard,
-    neighbours,
-    overlap_report,
-    partition,
-    refuse_overlap,
-)
+from lmprobe.near_duplicates import clusters, jaccard, neighbours, overlap_report, refuse_overlap
+from lmprobe.partition import SPLITS, TestOpenings, partition
 from probecore import DesignError, InputError
 
 REFUSAL = REAL_DATA / "refusal"

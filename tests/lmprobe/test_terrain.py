@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 from planted_lm import planted_model
 
-from lmprobe.contrasts import contrast, gap
+from lmprobe.contrast_statistics import gap
+from lmprobe.contrasts import contrast
 from lmprobe.organisms import grammar, packaged_organisms
 from lmprobe.prompts import Prompts, load_prompts
 from probecore.errors import DesignError, InputError

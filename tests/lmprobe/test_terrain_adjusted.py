@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lmprobe.contrasts import adjusted_gap, contrast, gap
+from lmprobe.contrast_statistics import adjusted_gap, gap
+from lmprobe.contrasts import contrast
 from lmprobe.prompts import Prompts
 
 

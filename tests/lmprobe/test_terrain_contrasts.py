@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmprobe.contrasts import (
+from lmprobe.contrast_statistics import (
     alpha,
     between_variance,
-    contrast,
     gap,
     log_variance_ratio,
     pooled_variance,
     within_variance,
 )
-from lmprobe.entropy import Entropies, category_rows, effect_rows, family_interval, gap_rows, token_table, variance_rows
+from lmprobe.contrasts import contrast
+from lmprobe.entropy import Entropies, effect_rows, gap_rows, variance_rows
+from lmprobe.entropy_tables import category_rows, family_interval, token_table
 from lmprobe.prompts import Prompts
 from probecore.errors import DesignError, InputError
 from probecore.stats.effects import cohen_d, welch
@@ -42,7 +43,7 @@ def entropies_of(traces):
 
 def test_the_standardised_gap_is_cohens_d_and_its_interval_knows_families():
     """Values that families share: d is that of `cohen_d`, and whole families give a longer interval than prompts."""
-    from lmprobe.contrasts import contrast, standardised_gap
+    from lmprobe.contrast_statistics import standardised_gap
     from probecore.stats.effects import cohen_d
 
     rng = np.random.default_rng(5)

@@ -1,9 +1,9 @@
 """Arrays on disk: a cache of arrays by content, and activations written shard by shard.
 
-Conventions. Every file appears under its name whole or not at all (written beside it, flushed, renamed). Every
-array is stored with a hash of its dtype, shape and bytes, which is checked when it is read. `ArrayCache` answers a
-damaged entry with a miss and a warning, because it can be made again; `ActivationStore` answers it with an error,
-because what it holds may be hours of work and must never be half right.
+Conventions. Every file appears under its name whole or not at all (written beside it, flushed, renamed). Every array
+is stored with a hash (`probecore.array_files`), which is checked when it is read. `ArrayCache` answers a damaged entry
+with a miss and a warning, because it can be made again; `ActivationStore` answers it with an error, because what it
+holds may be hours of work and must never be half right.
 """
 
 import json
@@ -11,13 +11,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from probecore.activations import Activations, Label
+from probecore.array_files import Arrays, hash_of_array, pack, storable, unpack
 from probecore.errors import InputError, shorten
 from probecore.provenance import digest, digest_of_record
 from probecore.results import plain
@@ -26,8 +27,6 @@ from probecore.validation import finite_matrix, one_per_item
 log = logging.getLogger("probecore.store")
 
 FORMAT = 1
-Arrays: TypeAlias = dict[str, NDArray[Any]]
-STORED_KINDS = "biuf"  # bool, int, unsigned, float: what a safetensors file can hold
 
 
 def cache_dir() -> Path:
@@ -62,14 +61,14 @@ class ArrayCache:
         except FileNotFoundError:
             return None
         try:
-            return _unpack(data, key)
+            return unpack(data, key)
         except InputError as error:
             log.warning("cache entry %s is damaged (%s); it is made again", path.name, error)
             return None
 
     def put(self, key: str, arrays: Mapping[str, ArrayLike]) -> None:
         """Keep the arrays of a key; what was there is replaced in one step."""
-        write_bytes(self.path(key), _pack(arrays, key))
+        write_bytes(self.path(key), pack(arrays, key))
 
     def __contains__(self, key: str) -> bool:
         return self.path(key).exists()
@@ -93,45 +92,6 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-
-
-def hash_of_array(array: NDArray[Any]) -> str:
-    """Return the hash of an array's dtype, shape and bytes."""
-    return digest(array.dtype.str, str(array.shape), np.asarray(array, order="C").tobytes())
-
-
-def _pack(arrays: Mapping[str, ArrayLike], key: str) -> bytes:
-    from safetensors.numpy import save
-
-    stored = {name: _storable(np.asarray(array), name) for name, array in arrays.items()}
-    hashes = {name: hash_of_array(array) for name, array in stored.items()}
-    packed: bytes = save(stored, metadata={"entry": json.dumps({"key": key, "hashes": hashes})})
-    return packed
-
-
-def _unpack(data: bytes, key: str) -> Arrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        length = int.from_bytes(data[:8], "little")
-        entry = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["entry"])
-        owner, hashes = entry["key"], entry["hashes"]
-        arrays: Arrays = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError("it cannot be read as a safetensors file") from error
-    if owner != key:
-        raise InputError(f"it belongs to key {owner!r}")
-    if {name: hash_of_array(array) for name, array in arrays.items()} != hashes:
-        raise InputError("its arrays do not have the hashes they were written with")
-    return {name: arrays[name] for name in hashes}
-
-
-def _storable(array: NDArray[Any], name: str) -> NDArray[Any]:
-    """Return the array in C order and native byte order; refuse what is not numbers."""
-    if array.dtype.kind not in STORED_KINDS or array.dtype.itemsize > 8:
-        raise InputError(f"array {name!r} must hold numbers of at most 64 bits to be stored; got dtype {array.dtype}")
-    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
 class ActivationStore:
@@ -169,7 +129,7 @@ class ActivationStore:
 
     def append(self, items: Sequence[str], values: Mapping[str, ArrayLike]) -> None:
         """Store some items: layer name -> (len(items), features). They count once this has returned, not before."""
-        arrays = {layer: _storable(finite_matrix(array, layer), layer) for layer, array in values.items()}
+        arrays = {layer: storable(finite_matrix(array, layer), layer) for layer, array in values.items()}
         known = [item for item in items if item in set(self.items)]
         if known or len(set(items)) != len(items):
             raise InputError(f"an item is stored once; met again: {shorten(known or sorted(items))}")
@@ -178,7 +138,7 @@ class ActivationStore:
         if self._shards and _widths(arrays) != self._shards[0]["features"]:
             raise InputError(f"layers must be those stored, {self._shards[0]['features']}; got {_widths(arrays)}")
         hashes = {layer: hash_of_array(array) for layer, array in arrays.items()}
-        data = _pack(arrays, "shard")
+        data = pack(arrays, "shard")
         file = f"{digest(data)}.safetensors"
         shard = {"file": file, "items": list(items), "features": _widths(arrays), "hashes": hashes}
         write_bytes(self.folder / file, data)

@@ -5,7 +5,8 @@ import pytest
 from reference import codes_reference
 from scipy.stats import binom
 
-from probecore.collisions import CollisionLadder, far_collisions, n_assignments, session_collisions
+from probecore.collision_pairs import far_collisions, session_collisions
+from probecore.collisions import CollisionLadder, n_assignments
 from probecore.errors import DesignError, InputError
 from probecore.stats.permutation import p_value
 

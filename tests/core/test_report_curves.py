@@ -1,6 +1,7 @@
 """Curves of many layers (colours, dashes, a logarithmic axis) and what the lines above a chart say."""
 
-from probecore.report.charts import bars_with_intervals, layer_profile, lines
+from probecore.report.charts import bars_with_intervals
+from probecore.report.curves import layer_profile, lines
 
 
 def rows(n_series):

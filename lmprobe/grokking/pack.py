@@ -85,36 +85,36 @@ class Pack:
 
     def _run_graph(self, done: int, rows: Tensor) -> None:
         """Replay the captured step; rows (n_steps, E, B) on the device."""
-        lr, wd = (torch.tensor(x, dtype=torch.float64, device=self.device).unsqueeze(1) for x in (self.lr, self.wd))
-        if self._graph is None:
+        if self._graph is None:  # what it reads must live as long as it does
             self._buffer, self._at = rows[0].clone(), torch.zeros(1, dtype=torch.float64, device=self.device)
-
-            def once() -> None:
-                self._gradients(self._buffer, 0)
-                self._at.add_(1)
-                self.optimiser.update_on_device(self.weights, self.gradient, self.mean, self.square, self._at, lr, wd)
-
+            rates = torch.tensor([self.lr, self.wd], dtype=torch.float64, device=self.device)
+            self._lr, self._wd = rates.unsqueeze(-1)
             kept = [t.clone() for t in (self.weights, self.mean, self.square)]
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # lazy initialisation must not fall into the capture
                 for _ in range(3):
-                    once()
+                    self._step_on_device(self._buffer, 0)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                once()
+                self._step_on_device(self._buffer, 0)
             for now, before in zip((self.weights, self.mean, self.square), kept, strict=True):
                 now.copy_(before)
         self._at.fill_(done)
         for i in range(len(rows)):
             if resists(self.specs[0], done + i + 1) and bool(self.penalty.any()):
-                self._gradients(rows[i], done + i + 1)
-                self._at.add_(1)
-                self.optimiser.update_on_device(self.weights, self.gradient, self.mean, self.square, self._at, lr, wd)
+                self._step_on_device(rows[i], done + i + 1)
             else:
                 self._buffer.copy_(rows[i])
                 self._graph.replay()
+
+    def _step_on_device(self, rows: Tensor, step: int) -> None:
+        """Make one step; the number of the step is counted on the device, `step` only tells which loss it has."""
+        self._gradients(rows, step)
+        self._at.add_(1)
+        state = (self.weights, self.gradient, self.mean, self.square)
+        self.optimiser.update_on_device(*state, self._at, self._lr, self._wd)
 
     @torch.no_grad()
     def read(self, rows: Tensor | None = None, chunk: int = 4096) -> tuple[Tensor, Tensor]:

@@ -35,14 +35,14 @@ def grok() -> None:
 @click.option(
     "--ops", type=click.Choice(["add", "mul", "add+mul"]), default="add", show_default=True, help="What is learned."
 )
-@click.option("--fraction", type=float, help="Share of all inputs that is trained on (default .5; quick .7).")
+@click.option("--fraction", type=float, help="Share of all inputs that is trained on (default .5; quick .6).")
 @click.option("--batch", type=click.IntRange(min=1), help="Inputs of a step (default 512; quick 256).")
 @click.option("--lr", type=float, help="Learning rate (default 0.001).")
 @click.option("--init", help="normal:SD, fan-in or torch (default normal:0.02).")
 @click.option("--norm", type=click.Choice(["pre", "post"]), help="Place of the layer norms (default pre).")
 @click.option("--activation", type=click.Choice(["gelu", "relu"]), help="Of the MLP (default gelu).")
-@click.option("--steps", type=click.IntRange(min=1), help="At most (default 50,000; quick 2,500).")
-@click.option("--extra", type=click.IntRange(min=0), help="Steps that follow the grok step (default 500).")
+@click.option("--steps", type=click.IntRange(min=1), help="At most (default 50,000; quick 4,000).")
+@click.option("--extra", type=click.IntRange(min=0), help="Steps that follow the grok step (default 1,000).")
 @training
 def train(ops: str, **asked: Any) -> None:  # noqa: ANN401
     """Train members and say when they memorised and when they grokked.
@@ -122,7 +122,8 @@ def multitask(**asked: Any) -> None:  # noqa: ANN401
 def adversarial(**asked: Any) -> None:  # noqa: ANN401
     """Training against removal: over how many directions the loss after removal spreads what was learned.
 
-    The loss asks for the answer also after the first class-mean directions are removed, every tenth step.
+    The loss asks for the answer also after the first class-mean directions are removed, every tenth step. Beside plain
+    members stand members whose added loss removes random directions: what both do, the added loss does.
     """
     answer(f"{FOLDER}.two_operations:removal_resistant", asked)
 

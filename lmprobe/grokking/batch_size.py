@@ -47,6 +47,7 @@ def batch_size(setting: Setting = DEFAULT) -> Result:
                     table.append({**row, "arm": arm, "batch": condition.spec.batch, "unit": unit})
         rows += fixed_horizon_rows(here, arm)
         rows += ratio_rows(here, arm)
+    apart = max(spec.evaluate_every * spec.batch for spec in asked)
     by_unit = {f"by_batch_{unit}": tuple(row for row in table if row["unit"] == unit) for unit in ("steps", "samples")}
     return Result(
         kind="grok-batch-size",
@@ -55,8 +56,7 @@ def batch_size(setting: Setting = DEFAULT) -> Result:
         columns=("metric", "condition", "value", "ci_low", "ci_high", "p_value", "n_seeds", "n_of"),
         notes=(
             *not_grokked_notes(found, setting),
-            f"a grok step is known up to the {members[0].spec.evaluate_every} steps before it, samples up to as many "
-            "batches",
+            f"a grok step is known up to the evaluation before it, at most {apart:,} samples earlier",
             "ratios are of the smallest batch to the largest, paired by seed; 'WD to the batch' keeps the decay per "
             "sample and is the arm that separates steps from decay",
         ),
@@ -90,10 +90,12 @@ def arms(found: Sequence[Condition]) -> dict[str, list[Condition]]:
 
 def taken(member: Member, unit: str) -> float | None:
     """Return the steps, samples, or sum of lr x weight decay until a member grokked; None where it did not."""
-    step = member.phases.grok
-    if step is None:
-        return None
-    spec = member.spec
+    return None if member.phases.grok is None else least_taken(member, unit)
+
+
+def least_taken(member: Member, unit: str) -> float:
+    """Return the same; of a member that has not grokked what it has taken so far, the least that it can be."""
+    spec, step = member.spec, member.phases.grok or member.step
     return step * {"steps": 1.0, "samples": float(spec.batch), "decay": spec.lr * spec.weight_decay}[unit]
 
 

@@ -9,7 +9,7 @@ which members have not been trained (`Setting.trained_only`), whatever the other
 import math
 from collections.abc import Mapping, Sequence
 
-from lmprobe.grokking.batch_size import FIXED, SCALED, arms, taken
+from lmprobe.grokking.batch_size import FIXED, SCALED, arms, least_taken
 from lmprobe.grokking.conditions import Condition, paired
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.log_claims import LEAST_SEEDS
@@ -71,20 +71,19 @@ def _p_note(mean: Mean) -> str:
     return "t test over seeds against no difference" if mean.p_value is not None else "no test: a bound, or no spread"
 
 
-def grok_ratio(slower: Condition, sooner: Condition) -> Evidence:
-    """Return the ratio of grok steps; the slower condition enters with its last step where it has not grokked."""
+def grok_ratio(slower: Condition, sooner: Condition, unit: str = "steps") -> Evidence:
+    """Return the ratio of steps (or samples) to grok; the first condition enters with its last step where it has not.
+
+    Where a member of the second has not grokked there is no bound, and nothing is decided.
+    """
     lacking = [m.spec.seed for m in sooner.members if m.phases.grok is None]
-    pairs = paired(slower, sooner, _least_grok)
+    pairs = paired(slower, sooner, lambda member: least_taken(member, unit))
     censored = sum(m.phases.grok is None for m in slower.members)
     mean = mean_over_seeds([a / b for a, b in pairs], n_censored=censored, logarithm=True)
     detail = f"{slower.name}: {len(slower.grokked)} of {len(slower.asked)} grokked; {sooner.name}: " \
              f"{len(sooner.grokked)} of {len(sooner.asked)}"  # fmt: skip
     reason = f"{len(lacking)} of {len(sooner.members)} members of {sooner.name} have not grokked" if lacking else ""
     return evidence(mean, (slower, sooner), "ratio", detail, reason)
-
-
-def _least_grok(member: Member) -> float | None:
-    return float(member.phases.grok or member.step)
 
 
 def compared(
@@ -218,12 +217,7 @@ def best_accuracy(small: Sequence[Condition]) -> Evidence:
 def batch_evidence(found: Sequence[Condition], *, scaled: bool) -> Evidence:
     """Return the ratio of samples to grok, smallest batch to largest, paired by seed."""
     arm = arms(found)[SCALED if scaled else FIXED]
-    pairs = paired(arm[0], arm[-1], lambda m: taken(m, "samples"))
-    total = min(len(arm[0].members), len(arm[-1].members))
-    missing = f"only {len(pairs)} of {total} seeds grokked at both batches" if len(pairs) < total else ""
-    detail = f"batch {arm[0].spec.batch} against {arm[-1].spec.batch}"
-    mean = mean_over_seeds([a / b for a, b in pairs], logarithm=True)
-    return evidence(mean, (arm[0], arm[-1]), "ratio", detail, missing)
+    return grok_ratio(arm[0], arm[-1], "samples")
 
 
 def row_evidence(row: Row, n_items: int, missing: str = "") -> Evidence:

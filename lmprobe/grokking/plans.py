@@ -97,7 +97,8 @@ def batch_sizes(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
     """Return batch sizes at a fixed weight decay, and with a decay in proportion to the batch.
 
     Fixed steps and fixed samples are two readings of the first kind. In the second kind the decay per sample is the
-    same for every batch, so that what is left is the number of steps.
+    same for every batch, so that what is left is the number of steps. All are evaluated after the same number of
+    samples (25 steps of the middle batch), so that a grok step is known equally well for each.
     """
     start, seeds = base(quick), list(seeds)
     sizes, middle = ((64, 128, 256, 512), 256) if quick else ((64, 128, 256, 512, 1024), 512)
@@ -105,7 +106,8 @@ def batch_sizes(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
     found: list[Spec] = []
     for size in sizes:
         for decay in (HEAD, HEAD * size / middle):
-            found += grid(replace(start, batch=size, weight_decay=decay, steps=samples // size), seed=seeds)
+            one = replace(start, batch=size, weight_decay=decay, steps=samples // size)
+            found += grid(replace(one, evaluate_every=max(1, 25 * middle // size)), seed=seeds)
     return _once(found)
 
 

@@ -38,7 +38,7 @@ def refits_on_repeated_items(x, y, folds, weights, n_classes, alpha):
     return right / total
 
 
-@pytest.mark.parametrize("n_classes, d", [(2, 80), (2, 12), (3, 80)])
+@pytest.mark.parametrize("n_classes, d", [(2, 80), (2, 12), (3, 80), (3, 12)])
 def test_bootstrap_equals_refits_on_repeated_items(n_classes, d):
     """The share right is a count, so it must be equal, not close."""
     rng = generator(0, "bootstrap test", n_classes, d)

@@ -3,7 +3,8 @@
 Intervals that take the out-of-fold predictions as given are far too short (coverage .50 to .89), because other clusters
 would have trained another probe. Here every resample is trained and cross-validated again, in closed form for ridge:
 with weights w, r = w^1/2, A = (diag(r) K diag(r) + alpha I)^-1 and G = A - A r r' A / (r' A r), leaving a test set T
-out gives r_T (y_T - f_T) = (G_TT)^-1 (G r y)_T. One factor per resample serves all folds; copies stay together.
+out gives r_T (y_T - f_T) = (G_TT)^-1 (G r y)_T. One factor per resample serves all folds (`resample_inverse`); copies
+stay together.
 
 Which resampling. clusters: what was sampled from a population (speakers, prompt families), by default the
 cross-validation groups. Bootstrap where the label varies inside clusters, or each class has at least 4 clusters (then
@@ -29,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from probecore.probes.design import Design
+from probecore.probes.resample_inverse import DensePrecision, Precision, cheapest_precision
 from probecore.probes.ridge import code_targets, factor, precision, standardise_all, trace_alpha
 from probecore.probes.scores import score
 from probecore.probes.solvers import Fold, ProbeSpec, decide
@@ -44,6 +46,7 @@ FEWEST_CLUSTERS = 4
 MOST_ITEMS = 1000  # of the bootstrap; above it the jackknife, which needs one factor instead of 200
 MOST_ITEMS_KERNEL = 4000  # of the closed form; above it an items x items matrix costs more than refits
 BATCH = 4_000_000
+TIE = 1e-9  # of decisions, whose targets are -1 and 1: what is closer is told apart by rounding alone
 
 
 @dataclass(frozen=True)
@@ -144,26 +147,26 @@ def resampled_scores(x: Tensor, design: Design, folds: Folds, spec: ProbeSpec, p
         return _jackknife(kernel, alpha, targets, design, pairs, plan)
     weights = torch.as_tensor(plan.weights, device=x.device)
     step = max(1, BATCH // kernel.numel())
-    parts = [_bootstrap(kernel, alpha, targets, w, design, pairs, folds.by_class) for w in weights.split(step)]
+    parts = []
+    for w in weights.split(step):
+        tally = _bootstrap(cheapest_precision(x, kernel, alpha, w.sqrt()), targets, w, design, pairs, folds.by_class)
+        if tally.tied:  # a tie is broken by rounding, and that must not depend on which form was the cheapest
+            tally = _bootstrap(DensePrecision(kernel, alpha, w.sqrt()), targets, w, design, pairs, folds.by_class)
+        parts.append(tally.scores(design.real))
     return torch.cat(parts).cpu().numpy()
 
 
 def _bootstrap(
-    kernel: Tensor, alpha: float, targets: Tensor, w: Tensor, design: Design, pairs: Sequence[Fold], by_class: bool
-) -> Tensor:
-    """Return the score of each weighting w (resamples, items)."""
+    g: Precision, targets: Tensor, w: Tensor, design: Design, pairs: Sequence[Fold], by_class: bool
+) -> "_Tally":
+    """Return what each weighting w (resamples, items) scores; g : the precision matrix of these weightings."""
     root = w.sqrt()
-    scaled = root[:, :, None] * kernel * root[:, None, :]
-    scaled.diagonal(dim1=-2, dim2=-1).add_(alpha)
-    a = torch.cholesky_inverse(factor(scaled))
-    ar = a @ root[:, :, None]
-    g = a - ar @ (ar / (root[:, None, :] @ ar)).mT
-    fitted = g @ (root[:, :, None] * targets)
+    fitted = g.times(root[:, :, None] * targets)
     tally = _Tally(targets, len(w))
-    onehot = None if design.real else torch.nn.functional.one_hot(_on(design.y, kernel), len(design.names)).to(w.dtype)
+    onehot = None if design.real else torch.nn.functional.one_hot(_on(design.y, w), len(design.names)).to(w.dtype)
     for train, test in pairs:
-        tr, te = _on(train, kernel), _on(test, kernel)
-        lower, info = torch.linalg.cholesky_ex(g[:, te[:, None], te])
+        tr, te = _on(train, w), _on(test, w)
+        lower, info = torch.linalg.cholesky_ex(g.block(te))
         residual = torch.cholesky_solve(fitted[:, te], lower) / root[:, te].clamp_min(1e-30)[:, :, None]
         trained = w[:, tr] > 0
         usable = (info == 0) & trained.any(1)
@@ -172,11 +175,11 @@ def _bootstrap(
         counted = w[:, te] * usable[:, None]
         if by_class:  # a pair of clusters comes as often as the product of their counts
             for group in np.unique(design.groups[test]):
-                inside = _on(design.groups[test] == group, kernel).to(w.dtype)
+                inside = _on(design.groups[test] == group, w).to(w.dtype)
                 others = (w[:, te] * inside).sum(1) / inside.sum()
                 counted = counted * torch.where(inside > 0, torch.ones_like(counted), others[:, None])
         tally.add(te, targets[te] - residual, counted)
-    return tally.scores(design.real)
+    return tally
 
 
 def _jackknife(
@@ -243,19 +246,24 @@ def _on(values: NDArray[np.generic], like: Tensor) -> Tensor:
 
 
 class _Tally:
-    """Weighted sums over folds and what they make: the share right, or r2 of a real label."""
+    """Weighted sums over folds and what they make: the share right, or r2 of a real label; tied : ties were met."""
 
     def __init__(self, targets: Tensor, n_resamples: int) -> None:
         self.targets = targets
         self.sums = targets.new_zeros(5, n_resamples)  # weight, right, squared error, y, y squared
+        self.tied = False
 
     def add(self, test: Tensor, decisions: Tensor, weights: Tensor) -> None:
         """Add test items: decisions (resamples, items, columns), weights (resamples, items)."""
         y = self.targets[test]
         if y.shape[1] > 1:
             hit = (decisions.argmax(-1) == y.argmax(-1)).to(decisions.dtype)
+            first, second = decisions.topk(2, dim=-1).values.unbind(-1)
+            margin = first - second
         else:
             hit = ((decisions > 0) == (y > 0)).to(decisions.dtype)[..., 0]
+            margin = decisions[..., 0].abs()
+        self.tied |= bool(((margin < TIE) & (weights > 0)).any())
         squared = (decisions - y)[..., 0].square()
         y = y[..., 0]
         for i, value in enumerate((torch.ones_like(hit), hit, squared, y, y.square())):

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lmprobe.grokking.members import member_folder, read_member
+from lmprobe.grokking.members import finished
 from lmprobe.grokking.spec import Spec, spec_of
 from lmprobe.grokking.training import train
 from probecore.errors import InputError, MissingExtraError
@@ -29,7 +29,7 @@ def train_on_cluster(specs: Sequence[Spec], folder: Path, address: str, *, quiet
     except ImportError as error:
         raise MissingExtraError("--cluster", "cluster") from error
     wanted = {spec.key: spec for spec in specs}
-    left = [spec for spec in wanted.values() if not _finished(folder, spec)]
+    left = [spec for spec in wanted.values() if not finished(folder, spec)]
     if not left:
         return
     try:
@@ -49,7 +49,7 @@ def train_on_cluster(specs: Sequence[Spec], folder: Path, address: str, *, quiet
                 advance(len(done))
     finally:
         ray.shutdown()
-    missing = [spec for spec in left if not _finished(folder, spec)]
+    missing = [spec for spec in left if not finished(folder, spec)]
     if missing:
         raise InputError(
             f"all machines of a cluster must see the folder of --out; {len(missing)} of {len(left)} members did not "
@@ -60,8 +60,3 @@ def train_on_cluster(specs: Sequence[Spec], folder: Path, address: str, *, quiet
 def train_member(record: dict[str, Any], folder: str) -> None:
     """Train one member on one CPU; what a Ray task runs."""
     train([spec_of(record)], folder, device="cpu")
-
-
-def _finished(folder: Path, spec: Spec) -> bool:
-    member = read_member(member_folder(folder, spec))
-    return member is not None and bool(member.status)

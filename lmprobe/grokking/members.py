@@ -105,6 +105,12 @@ def read_member(folder: Path) -> Member | None:
     return None if found is None else found[0]
 
 
+def finished(root: Path, spec: Spec) -> bool:
+    """Tell whether a member has stopped."""
+    member = read_member(member_folder(root, spec))
+    return member is not None and bool(member.status)
+
+
 def read_state(folder: Path) -> tuple[Member, dict[str, Tensor]] | None:
     """Return the member in a folder with its weights and moments (1, n)."""
     path = folder / "state.safetensors"

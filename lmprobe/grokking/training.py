@@ -20,6 +20,7 @@ from lmprobe.grokking.data import training_mask
 from lmprobe.grokking.history import evaluate, stop_reason, wants_snapshot
 from lmprobe.grokking.members import (
     Member,
+    finished,
     in_order,
     member_folder,
     read_member,
@@ -58,7 +59,7 @@ def train(
     root = Path(folder) if folder is not None else cache_dir() / "grokking"
     at_least(checkpoint_every, 1, "checkpoint_every")
     wanted = {spec.key: spec for spec in specs}
-    left = [spec for spec in wanted.values() if not _finished(root, spec)]
+    left = [spec for spec in wanted.values() if not finished(root, spec)]
     target = device_of(device)
     if left and target.type == "cuda":
         total = sum(spec.steps for spec in left)
@@ -83,11 +84,6 @@ def packs(specs: Sequence[Spec]) -> list[list[Spec]]:
     for spec in sorted(specs, key=lambda spec: -spec.steps):
         by_key.setdefault(pack_key(spec), []).append(spec)
     return [group[i : i + LARGEST_PACK] for group in by_key.values() for i in range(0, len(group), LARGEST_PACK)]
-
-
-def _finished(root: Path, spec: Spec) -> bool:
-    member = read_member(member_folder(root, spec))
-    return member is not None and bool(member.status)
 
 
 def _train_alone(record: dict[str, Any], root: str, checkpoint_every: int) -> None:

@@ -42,7 +42,8 @@ def confound_notes(rows: Sequence[Row]) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["value"] is not None:
-            words = f"{row['value']:.3g} at {row['level']} ({row['n_seeds']} of {row['n_of']} seeds)"
+            value = f"{row['value']:,.0f}" if row["value"] >= 100 else f"{row['value']:.3g}"
+            words = f"{value} at {row['level']} ({row['n_seeds']} of {row['n_of']} seeds)"
             groups.setdefault((row["metric"], row["confound"]), []).append(words)
     return [f"at weight decay 1, {metric} by {by}: {', '.join(words)}" for (metric, by), words in groups.items()]
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from lmprobe.grokking.data import batches
 from lmprobe.grokking.forward import forward
 from lmprobe.grokking.model import initial, views
 from lmprobe.grokking.optimiser import AdamW
-from lmprobe.grokking.pack import Pack, leading_directions, pack_key
+from lmprobe.grokking.pack import Pack, leading_directions, pack_key, random_directions
 from lmprobe.grokking.training import packs, train
 
 CPU = torch.device("cpu")
@@ -89,9 +90,11 @@ def test_a_batched_pack_is_its_members_up_to_rounding() -> None:
         assert torch.allclose(together.read()[0][e], alone.read()[0][0], atol=1e-3)
 
 
-def test_the_adversarial_gradient_flows_through_states_and_head() -> None:
+@pytest.mark.parametrize("which", ["class-mean", "random"])
+def test_the_adversarial_gradient_flows_through_states_and_head(which: str) -> None:
     """Against autograd on L = CE(h W) + lambda CE((h - Q Q'h) W) written out, Q per operation and detached."""
-    spec = dataclasses.replace(TINY, adversarial=0.3, adversarial_k=3, adversarial_after=0, adversarial_every=1)
+    spec = dataclasses.replace(TINY, adversarial=0.3, adversarial_k=3, adversarial_after=0, adversarial_every=1,
+                               adversarial_basis=which)  # fmt: skip
     pack = Pack([spec], CPU)
     rows = torch.from_numpy(batches(spec, 0, 1))
     pack._gradients(rows, 1)
@@ -105,6 +108,7 @@ def test_the_adversarial_gradient_flows_through_states_and_head() -> None:
         own = tokens[:, 1] == spec.p + 1 + op
         means = torch.stack([h[own & (answers == c)].mean(0) for c in answers[own].unique()]).detach()
         basis = torch.linalg.svd(means - means.mean(0), full_matrices=False)[2][:3].T
+        basis = torch.from_numpy(random_directions(spec, 1, op)).to(h) if which == "random" else basis
         kept = torch.where(own[:, None], h - (h @ basis) @ basis.T, kept)
     loss = F.cross_entropy(logits, answers)
     loss = loss + 0.3 * F.cross_entropy(kept @ w["head.weight"][0] + w["head.bias"][0], answers)
@@ -124,3 +128,14 @@ def test_leading_directions_count_every_class_once() -> None:
     found = [leading_directions(centres[y][None], y[None], torch.ones(1, len(y), dtype=torch.bool), 7, 3)[0]
              for y in (even, skewed)]  # fmt: skip
     assert torch.allclose(found[0] @ found[0].T, found[1] @ found[1].T, atol=1e-5)
+
+
+def test_random_directions_are_frames_of_their_own_at_every_step_seed_and_operation() -> None:
+    """The control of the removal-resistant loss: a step of it differs from a plain one, and from one of other data."""
+    spec = dataclasses.replace(TINY, adversarial=0.3, adversarial_k=3, adversarial_basis="random")
+    frame = random_directions(spec, 10, 0)
+    np.testing.assert_allclose(frame.T @ frame, np.eye(3), atol=1e-12)
+    others = [random_directions(spec, 20, 0), random_directions(spec, 10, 1)]
+    others.append(random_directions(dataclasses.replace(spec, seed=9, data_seed=9), 10, 0))
+    assert all(np.abs(frame - other).max() > 0.1 for other in others)
+    np.testing.assert_array_equal(frame, random_directions(dataclasses.replace(spec, weight_decay=0.5), 10, 0))

@@ -30,7 +30,7 @@ def base(quick: bool) -> Spec:
 def base_of_two(quick: bool) -> Spec:
     """Return the member that learns both operations."""
     if quick:
-        return Spec(p=59, ops=BOTH, layers=1, width=64, fraction=0.7, steps=9000, stuck_after=0)
+        return Spec(p=59, ops=BOTH, layers=1, fraction=0.7, steps=6000, stuck_after=0)
     return Spec(ops=BOTH, steps=100_000)
 
 

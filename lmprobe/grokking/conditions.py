@@ -109,6 +109,8 @@ def _name(key: Mapping[str, object], differ: Sequence[str]) -> str:
             words.append(" + ".join(value) if isinstance(value, tuple) else str(value))
         elif axis in ("adversarial_k", "adversarial_basis") and not key["adversarial"]:
             continue
+        elif axis == "adversarial" and not value:
+            words.append("plain")
         elif axis == "adversarial_basis":
             words.append("random directions" if value == "random" else "own directions")
         else:

@@ -77,9 +77,9 @@ CONFOUNDS = {
     "32x": "step limit: the ratio is a lower bound where WD 0 does not grok; the log itself gives 45,700 and none",
     "data": "a larger share has more steps per epoch at the same batch; grok steps lie on a grid of evaluations",
     "small-sooner": "the initialisation moves the order of sizes, and one size spans 400 to > 1,500 between seeds",
-    "diffuse": "a member at WD 0 has not grokked: its rank is that of another phase, not of another solution",
-    "sweet-spot": "phase: k@95 falls by half within 1,000 steps after grokking, so that a member read earlier survives "
-    "more; initialisation moves it from 1 to 36 at WD 1 alone",
+    "diffuse": "where a member at WD 0 has not grokked, its rank is that of another phase, not of another solution",
+    "sweet-spot": "phase: k@95 moves by a factor of two or more within 1,000 steps after grokking; initialisation, "
+    "size and phase move it from 1 to 36 at WD 1 alone",
     "rank-decay": "phase after grokking: rank99 falls with time as memorised parts are cleaned up",
     "rank99-27": "initialisation: 16 to 46 at this size; the log does not give it, nor the step",
     "k95-11": "initialisation and phase: 6 to 36 at this size",

@@ -93,7 +93,7 @@ def robustness(
         provenance=made_by(setting, k_max=k_max, after=after, radii=list(RADII)),
         tables={
             "members": tuple(_member_rows(with_attack)),
-            "attack": tuple(_attack_table(found_name(found), attacked, at)),
+            "attack": tuple(_attack_table(found, attacked, at)),
         },
         figures=(
             Figure("robustness", "scatter", "members", "Geometry and robustness of every member",
@@ -105,11 +105,6 @@ def robustness(
                     "x_title": "Radius (mean embedding norms)", "y_title": "Accuracy", "zero": True}),
         ),
     )  # fmt: skip
-
-
-def found_name(found: Sequence[Condition]) -> dict[str, str]:
-    """Return the name of the condition of every member, by the key of its spec."""
-    return {m.spec.key: c.name for c in found for m in c.members}
 
 
 def attack_records(points: Sequence[Point], *, jobs: int = 1, quiet: bool = True) -> dict[str, Row]:
@@ -230,17 +225,16 @@ def _member_rows(at: dict[str, Point]) -> list[Row]:
     return rows
 
 
-def _attack_table(names: dict[str, str], attacked: dict[str, Row], at: dict[str, Point]) -> list[Row]:
-    groups: dict[tuple[str, str, float], list[float]] = {}
-    for key in at:
+def _attack_table(found: Sequence[Condition], attacked: dict[str, Row], at: dict[str, Point]) -> list[Row]:
+    rows = []
+    for condition in found:
+        records = [attacked[point.member.spec.key] for point in condition.points(at)]
         for kind, field in (("attack", "accuracy"), ("random", "random")):
-            for radius, value in zip(RADII, attacked[key][field], strict=True):
-                groups.setdefault((names[key], kind, radius), []).append(value)
-    return [
-        {"condition": name, "perturbation": kind, "radius": radius, "accuracy": float(np.mean(values)),
-         "n_members": len(values)}
-        for (name, kind, radius), values in groups.items()
-    ]  # fmt: skip
+            curves = np.array([record[field] for record in records])
+            for radius, values in zip(RADII, curves.T, strict=False):  # no radius where nobody was attacked
+                rows.append({"condition": condition.name, "perturbation": kind, "radius": radius,
+                             "accuracy": float(values.mean()), "n_members": len(records)})  # fmt: skip
+    return rows
 
 
 def _path(folder: str, step: int) -> Path:

@@ -60,6 +60,7 @@ def tiny_plans(patch: pytest.MonkeyPatch) -> None:
         seeds = list(seeds)
         found = [*grid(NOTHING, weight_decay=[0.0, 0.1, 1.0], seed=seeds)]
         found += grid(NOTHING, fraction=[0.7, 0.9], seed=seeds)
+        found += grid(replace(NOTHING, init="fan-in"), weight_decay=[0.0, 0.1, 1.0], seed=seeds)
         for layers, width in ((1, 64), (2, 64)):
             found += grid(replace(NOTHING, layers=layers, width=width), seed=seeds)
         return tuple({s.key: s for s in found}.values())

@@ -11,6 +11,7 @@ from dataclasses import replace
 from lmprobe.grokking.spec import BASES, Spec, grid
 
 INITS = ("normal:0.02", "fan-in", "torch")
+OTHER_INIT = INITS[1]
 DECAYS = (0.0, 0.01, 0.1, 1.0, 10.0)
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SIZES = tuple((layers, width) for layers in (1, 2, 4) for width in (64, 128, 256))
@@ -38,7 +39,7 @@ def sweep(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
     """Return weight decays, fractions, initialisations and sizes around the base, one axis at a time.
 
     Conditions that meet are one. The log gives no initialisation: what it moves by itself is what a claim about another
-    axis may owe to it.
+    axis may owe to it, so that weight decay 0, .1 and 1 are also compared from another one.
     """
     seeds, start = list(seeds), base(quick)
     decays = (0.0, 0.1, 1.0, 10.0) if quick else DECAYS
@@ -46,6 +47,7 @@ def sweep(quick: bool, seeds: Iterable[int]) -> tuple[Spec, ...]:
     sizes = ((1, 32), (1, 64), (2, 64)) if quick else SIZES
     found = [*grid(start, weight_decay=decays, seed=seeds), *grid(start, fraction=fractions, seed=seeds)]
     found += grid(start, init=INITS[:2] if quick else INITS, seed=seeds)
+    found += grid(replace(start, init=OTHER_INIT), weight_decay=(0.0, 0.1), seed=seeds)
     for layers, width in sizes:
         found += grid(replace(start, layers=layers, width=width), seed=seeds)
     return _once(found)

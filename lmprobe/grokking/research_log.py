@@ -163,6 +163,7 @@ def _sweep(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evi
     base = plans.base(setting.quick)
     size = {"layers": base.layers, "width": base.width, "fraction": base.fraction, "init": base.init}
     none, weak, one = (read.find(found, weight_decay=w, **size) for w in (0.0, 0.1, plans.HEAD))
+    other = {w: read.find(found, weight_decay=w, **{**size, "init": plans.OTHER_INIT}) for w in (0.0, 0.1, plans.HEAD)}
     data = {"layers": base.layers, "width": base.width, "weight_decay": plans.HEAD, "init": base.init}
     at_one = {"weight_decay": plans.HEAD, "fraction": base.fraction, "init": base.init}
     small = read.find(found, layers=1, width=64, **at_one)
@@ -170,10 +171,12 @@ def _sweep(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evi
     op = base.ops
     return _logs_own(setting, {
         "sooner": read.grok_ratio(none, one), "32x": read.grok_ratio(none, one),
+        "sooner-fan-in": read.grok_ratio(*(other[w] for w in (0.0, plans.HEAD))),
         "data": read.grok_ratio(read.find(found, fraction=0.9, **data), read.find(found, fraction=0.7, **data)),
         "small-sooner": read.grok_ratio(large, small),
         "diffuse": read.rank_at_end(none, one, points, after),
         "sweet-spot": read.compared(weak, one, points, "k95", op, after),
+        "sweet-fan-in": read.compared(other[0.1], other[plans.HEAD], points, "k95", op, after),
         "rank-decay": read.compared(weak, one, points, "rank99", op, after),
         "rank99-27": read.of_condition(one, points, "rank99", op[0], after),
         "k95-11": read.of_condition(one, points, "k95", op[0], after),

@@ -29,7 +29,7 @@ def test_the_arms_of_batch_sizes_meet_in_the_middle() -> None:
 def test_plans_hold_what_the_log_did(quick: bool) -> None:
     if not quick:
         inits = len(plans.INITS) - 1  # an axis that the log lacks
-        assert len(plans.sweep(False, [0])) == 17 + inits
+        assert len(plans.sweep(False, [0])) == 17 + inits + 2  # and two decays from the first of them
         assert {s.p for s in plans.sweep(False, [0])} == {97}
     assert len(plans.population(quick, range(10))) == 50
     alone = [s for s in plans.multitask(quick, [0]) if len(s.ops) == 1]

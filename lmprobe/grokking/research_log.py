@@ -161,22 +161,26 @@ def _logs_own(setting: Setting, found: Mapping[str, Evidence]) -> dict[str, Evid
 def _sweep(setting: Setting, _: Result, k_max: int, after: int) -> dict[str, Evidence]:
     found, points = _found(SWEEP, setting, k_max)
     base = plans.base(setting.quick)
-    size = {"layers": base.layers, "width": base.width, "fraction": base.fraction, "init": base.init}
-    none, weak, one = (read.find(found, weight_decay=w, **size) for w in (0.0, 0.1, plans.HEAD))
-    other = {w: read.find(found, weight_decay=w, **{**size, "init": plans.OTHER_INIT}) for w in (0.0, 0.1, plans.HEAD)}
-    data = {"layers": base.layers, "width": base.width, "weight_decay": plans.HEAD, "init": base.init}
-    at_one = {"weight_decay": plans.HEAD, "fraction": base.fraction, "init": base.init}
-    small = read.find(found, layers=1, width=64, **at_one)
-    large = read.find(found, layers=2, width=64 if setting.quick else 128, **at_one)
+    size, own = {"layers": base.layers, "width": base.width}, {"fraction": base.fraction, "init": base.init}
+    other = {"fraction": base.fraction, "init": plans.OTHER_INIT}
+    none, weak, one = (read.find(found, weight_decay=w, **size, **own) for w in (0.0, 0.1, plans.HEAD))
+    none_other, weak_other, one_other = (
+        read.find(found, weight_decay=w, **size, **other) for w in (0.0, 0.1, plans.HEAD)
+    )
+    most, much = (read.find(found, **{**size, **own, "fraction": f}, weight_decay=plans.HEAD) for f in (0.9, 0.7))
+    large, small = (
+        read.find(found, layers=layers, width=width, weight_decay=plans.HEAD, **own)
+        for layers, width in ((2, 64 if setting.quick else 128), (1, 64))
+    )
     op = base.ops
     return _logs_own(setting, {
         "sooner": read.grok_ratio(none, one), "32x": read.grok_ratio(none, one),
-        "sooner-fan-in": read.grok_ratio(*(other[w] for w in (0.0, plans.HEAD))),
-        "data": read.grok_ratio(read.find(found, fraction=0.9, **data), read.find(found, fraction=0.7, **data)),
+        "sooner-fan-in": read.grok_ratio(none_other, one_other),
+        "data": read.grok_ratio(most, much),
         "small-sooner": read.grok_ratio(large, small),
         "diffuse": read.rank_at_end(none, one, points, after),
         "sweet-spot": read.compared(weak, one, points, "k95", op, after),
-        "sweet-fan-in": read.compared(other[0.1], other[plans.HEAD], points, "k95", op, after),
+        "sweet-fan-in": read.compared(weak_other, one_other, points, "k95", op, after),
         "rank-decay": read.compared(weak, one, points, "rank99", op, after),
         "rank99-27": read.of_condition(one, points, "rank99", op[0], after),
         "k95-11": read.of_condition(one, points, "k95", op[0], after),

@@ -78,7 +78,8 @@ CLAIMS = (
 
 CONFOUNDS = {
     "sooner": "a member that has not grokked within its steps counts with its last step: the ratio is at least this",
-    "32x": "step limit: the ratio is a lower bound where WD 0 does not grok; the log itself gives 45,700 and none",
+    "32x": "initialisation: the log gives none, and WD 0 groks late from some and soon from others; the log itself gives "
+    "45,700 and none",
     "sooner-fan-in": "the log gives no initialisation; from fan-in members grok when its own do (1,300 to 1,600)",
     "data": "a larger share has more steps per epoch at the same batch; grok steps lie on a grid of evaluations",
     "small-sooner": "the initialisation moves the order of sizes, and one size spans 400 to > 1,500 between seeds",
@@ -98,7 +99,8 @@ CONFOUNDS = {
     "collateral": "width: at 64 dimensions 10 directions are a larger part than at 128",
     "selective": "k_max: what is not killed by then is counted as not",
     "spreads": "an added loss has larger steps whatever it protects: see the next row but one",
-    "twice": "k and lambda are axes; the log does not give k",
+    "twice": "dose: members grok about 150 steps with this loss after it begins, the log's thousands; k and lambda are "
+    "axes, and the log does not give k",
     "not-the-loss": "random directions hold less of what was learned, so that the control's loss is smaller",
     "resists": "k@95 also moves with phase; both arms are read at the same time after their own grok step",
     "entangles": "a higher rank raises overlap by itself, at the same width",

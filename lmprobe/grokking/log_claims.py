@@ -78,7 +78,7 @@ CLAIMS = (
 
 CONFOUNDS = {
     "sooner": "a member that has not grokked within its steps counts with its last step: the ratio is at least this",
-    "32x": "initialisation: the log gives none, and WD 0 groks late from some and soon from others; the log itself gives "
+    "32x": "initialisation: the log gives none, and WD 0 groks late from some, soon from others; the log itself gives "
     "45,700 and none",
     "sooner-fan-in": "the log gives no initialisation; from fan-in members grok when its own do (1,300 to 1,600)",
     "data": "a larger share has more steps per epoch at the same batch; grok steps lie on a grid of evaluations",

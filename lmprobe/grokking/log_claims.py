@@ -106,7 +106,7 @@ CONFOUNDS = {
     "entangles": "a higher rank raises overlap by itself, at the same width",
     "capacity": "layers and parameters change together",
     "too-small": "initialisation and steps: a failure within a step limit is no limit of capacity",
-    "small-batch": "fixed samples give a small batch more steps and more decay",
+    "small-batch": "fixed samples give a small batch more steps and more decay; the learning rate is not adapted",
     "not-decay": "learning rate is not adapted to the batch",
     "geometry": "weight decay moves both; epsilon50 depends on the attack",
     "trilemma": "members were chosen by condition; the log defines none of its sides",

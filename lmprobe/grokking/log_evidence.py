@@ -8,9 +8,10 @@ which members have not been trained (`Setting.trained_only`), whatever the other
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lmprobe.grokking.batch_size import FIXED, SCALED, arms, least_taken
-from lmprobe.grokking.conditions import Condition, paired
+from lmprobe.grokking.conditions import Condition, inside, paired
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.log_claims import LEAST_SEEDS
 from lmprobe.grokking.means import Mean, mean_over_seeds
@@ -211,6 +212,7 @@ def best_accuracy(small: Sequence[Condition]) -> Evidence:
             best[member.spec.seed] = max(best.get(member.spec.seed, 0.0), reached)
     steps = max((m.step for c in small for m in c.members), default=0)
     mean = mean_over_seeds(list(best.values()), n_censored=len(going))
+    mean = replace(mean, low=inside(mean.low), high=inside(mean.high))
     return evidence(mean, small, "accuracy", f"{len(small)} initialisations, {steps} steps")
 
 

@@ -41,3 +41,11 @@ def test_a_subtitle_is_broken_between_words_only():
     said = [line.replace("\N{NO-BREAK SPACE}", " ") for line in spec["title"]["subtitle"]]
     assert len(said) > 1
     assert " ".join(said) == f"whisker: {words}"
+
+
+def test_an_interval_without_an_upper_end_has_no_band():
+    """A censored mean: a band that ends somewhere would say what is not known."""
+    data = [{"x": 0, "y": 5.0, "ci_low": 4.0, "ci_high": 6.0}, {"x": 1, "y": 9.0, "ci_low": 3.0, "ci_high": None}]
+    spec = lines(data, x="x", y="y").to_dict()
+    records = next(iter(spec["datasets"].values()))
+    assert [(r["low"], r["high"]) for r in records] == [(4.0, 6.0), (None, None)]

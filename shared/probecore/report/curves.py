@@ -1,7 +1,8 @@
 """Curves of a report: a value by layer, or over a number, with intervals as bands.
 
 Conventions. As in `probecore.report.charts`. In `layer_profile` a record whose x is null is a level without a layer (a
-baseline): a labelled dotted line.
+baseline): a labelled dotted line. An interval without one of its ends (a censored mean) has no band: closed at any
+number it would say what is not known.
 """
 
 from collections.abc import Sequence
@@ -59,8 +60,7 @@ def layer_profile(
         {
             "x": short.get(str(row.get(x))),
             "y": row[y],
-            "low": row.get(low),
-            "high": row.get(high),
+            **band_ends(row, low, high),
             "series": text_of(row, series),
             "facet": text_of(row, facet),
             "chance": row.get(chance) if chance else None,
@@ -118,8 +118,7 @@ def lines(
         {
             "x": row[x],
             "y": row[y],
-            "low": row.get(low),
-            "high": row.get(high),
+            **band_ends(row, low, high),
             "series": text_of(row, series),
             "facet": text_of(row, facet),
         }
@@ -148,3 +147,9 @@ def lines(
         parts.append(base.mark_point(size=40, filled=True, opacity=1).encode(along, up, colour))
     legend = [interval_words(rows) if any(r["low"] is not None for r in records) else ""]
     return lay_out(parts, records, facet, columns, 440 if facet is None else 260, PANEL_HEIGHT, title, legend)
+
+
+def band_ends(row: Row, low: str, high: str) -> dict[str, float | None]:
+    """Return both ends of an interval, or neither."""
+    ends = {"low": row.get(low), "high": row.get(high)}
+    return ends if None not in ends.values() else {"low": None, "high": None}

@@ -76,7 +76,7 @@ def conditions(
     for spec in specs:
         groups.setdefault(_all_but_seed(spec), {})[spec.key] = spec
     keys = [dict(key) for key in groups]
-    differ = [name for name in AXES if len({str(key[name]) for key in keys}) > 1]
+    differ = _differing(keys)
     there = {member.spec.key: member for member in members}
     found = []
     for key, group in zip(keys, groups.values(), strict=True):
@@ -89,9 +89,12 @@ def conditions(
 
 def base_note(found: Sequence[Condition], base: Spec) -> str:
     """Return what the base of conditions is, in the axes in which any of them differs."""
-    keys = [asdict(c.spec) for c in found]
-    differ = [name for name in AXES if len({str(key[name]) for key in keys}) > 1]
+    differ = _differing([asdict(c.spec) for c in found])
     return f"base: {_name(asdict(base), differ)}; every other condition differs from it in what it is called"
+
+
+def _differing(keys: Sequence[Mapping[str, object]]) -> list[str]:
+    return [name for name in AXES if len({str(key[name]) for key in keys}) > 1]
 
 
 def _all_but_seed(spec: Spec) -> tuple[tuple[str, object], ...]:
@@ -171,8 +174,7 @@ def metric_rows(
             points = condition.points(at)
             for op in condition.spec.ops:
                 has = [point for point in points if point.value(metric, op) is not None]
-                values = [float(point.value(metric, op) or 0.0) for point in has]
-                mean = mean_over_seeds(values, n_censored=sum(point.censored(metric, op) for point in has))
+                mean = mean_of_points(points, metric, op)
                 # a condition without members at this phase is in the files; its row of grok steps says why
                 row = _row(name, condition, op, mean) | {"detail": detail or not points}
                 beside = (controls or {}).get(metric)
@@ -183,6 +185,13 @@ def metric_rows(
                     row["control_note"] = f"at least: {above} of {len(control)} never fell below" if above else ""
                 rows.append(row)
     return rows
+
+
+def mean_of_points(points: Sequence[Point], metric: str, op: str) -> Mean:
+    """Return the mean of a number over the points that have it, one of each member."""
+    has = [point for point in points if point.value(metric, op) is not None]
+    values = [float(point.value(metric, op) or 0.0) for point in has]
+    return mean_over_seeds(values, n_censored=sum(point.censored(metric, op) for point in has))
 
 
 def overlap_rows(found: Sequence[Condition], at: Mapping[str, Point], ks: Sequence[int]) -> list[Row]:

@@ -7,7 +7,7 @@ axis that is smaller than these is not told apart from them.
 
 from collections.abc import Mapping, Sequence
 
-from lmprobe.grokking.conditions import Condition
+from lmprobe.grokking.conditions import Condition, mean_of_points
 from lmprobe.grokking.means import Mean, mean_over_seeds
 from lmprobe.grokking.spec import Spec
 from lmprobe.grokking.trajectory import Point, at_phase
@@ -31,8 +31,7 @@ def confound_rows(found: Sequence[Condition], points: Sequence[Point], base: Spe
     for condition in here:
         if condition.spec.init == base.init:
             for phase in PHASES:
-                there = at_phase(points, phase)
-                near = {k: p for k, p in there.items() if p.since is not None and p.since <= phase + 100}
+                near = at_phase(points, phase, within=100)
                 rows += _measured("steps since grokking", str(phase), condition, near)
     return rows
 
@@ -49,14 +48,10 @@ def confound_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _measured(confound: str, level: str, condition: Condition, at: Mapping[str, Point]) -> list[Row]:
-    op = condition.spec.ops[0]
-    rows = []
-    for name, metric in MEASURES.items():
-        has = [p for p in condition.points(at) if p.value(metric, op) is not None]
-        values = [float(p.value(metric, op) or 0.0) for p in has]
-        mean = mean_over_seeds(values, n_censored=sum(p.censored(metric, op) for p in has))
-        rows.append(_row(confound, level, name, condition, mean))
-    return rows
+    points, op = condition.points(at), condition.spec.ops[0]
+    return [
+        _row(confound, level, name, condition, mean_of_points(points, metric, op)) for name, metric in MEASURES.items()
+    ]
 
 
 def _row(confound: str, level: str, metric: str, condition: Condition, mean: Mean) -> Row:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lmprobe.grokking.batch_size import FIXED, SCALED, arms, least_taken
-from lmprobe.grokking.conditions import Condition, inside, paired
+from lmprobe.grokking.conditions import Condition, inside, mean_of_points, paired
 from lmprobe.grokking.history import held_out
 from lmprobe.grokking.log_claims import LEAST_SEEDS
 from lmprobe.grokking.means import Mean, mean_over_seeds
@@ -106,8 +106,7 @@ def compared(
     mean, unknown = estimate(at_phase(points, after))
     others = []
     for phase in OTHER_PHASES:
-        at = {k: p for k, p in at_phase(points, phase).items() if p.since is not None and p.since <= phase + 100}
-        other, _ = estimate(at)
+        other, _ = estimate(at_phase(points, phase, within=100))
         if other.value is not None and phase != after:
             others.append(f"{other.value:.3g} at {phase} steps after grokking ({other.n} seeds)")
     missing = ""
@@ -121,11 +120,9 @@ def compared(
 
 def of_condition(condition: Condition, points: Sequence[Point], metric: str, op: str, after: int) -> Evidence:
     """Return a number of one condition at its phase."""
-    at = at_phase(points, after)
-    has = [p for p in condition.points(at) if p.value(metric, op) is not None]
-    values = [float(p.value(metric, op) or 0.0) for p in has]
-    mean = mean_over_seeds(values, n_censored=sum(p.censored(metric, op) for p in has))
-    return evidence(mean, (condition,), missing=_share(condition, values))
+    there = condition.points(at_phase(points, after))
+    has = [p for p in there if p.value(metric, op) is not None]
+    return evidence(mean_of_points(there, metric, op), (condition,), missing=_share(condition, has))
 
 
 def rank_at_end(none: Condition, one: Condition, points: Sequence[Point], after: int) -> Evidence:

@@ -96,16 +96,16 @@ def steps_of(member: Member, after: int | None) -> list[int]:
     return [] if last is None else [last]
 
 
-def at_phase(points: Sequence[Point], after: int = AFTER) -> dict[str, Point]:
+def at_phase(points: Sequence[Point], after: int = AFTER, *, within: int | None = None) -> dict[str, Point]:
     """Return each member's first point at or after its grok step + `after`, by the key of its spec.
 
-    Members without one are left out: they have no state of that phase.
+    within : steps that it may be later (None: any). Members without one are left out: they have no state of that phase.
     """
     found: dict[str, Point] = {}
     for point in sorted(points, key=lambda point: point.step):
         if point.since is not None and point.since >= after:
             found.setdefault(point.member.spec.key, point)
-    return found
+    return {k: p for k, p in found.items() if within is None or (p.since or 0) <= after + within}
 
 
 def phase_note(points: Sequence[Point], spacing: int = 100) -> str:

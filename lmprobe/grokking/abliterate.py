@@ -16,7 +16,7 @@ from lmprobe.grokking.members import read_members
 from lmprobe.grokking.setting import DEFAULT, Setting
 from lmprobe.grokking.spec import Spec, grid
 from lmprobe.grokking.sweep import examined, learning_rows, made_by, standing_notes, task_words
-from lmprobe.grokking.trajectory import AFTER, member_row
+from lmprobe.grokking.trajectory import AFTER, measured, member_row
 from probecore.errors import DesignError
 from probecore.results import Figure, Result
 from probecore.validation import one_of
@@ -113,7 +113,9 @@ def abliterate(
     if all(k_max >= member.spec.width for member in members):
         notes.append(f"--k-max {k_max} reaches the width: curves end one below it")
     title = f"Removal of what was learned: {task_words(members)}"
-    result = examined("grok-abliterate", title, members, found, setting, k_max=k_max, after=after, contrast=contrast,
+    points = measured(members, k_max=k_max, contrast=contrast, jobs=setting.processes, quiet=setting.quiet)
+    result = examined("grok-abliterate", title, members, found, points, setting, k_max=k_max, after=after,
+                      contrast=contrast,
                       settings={"seeds": len({m.spec.seed for m in members}), "members": len(members)},
                       notes=notes)  # fmt: skip
     controls = Figure(

@@ -72,8 +72,8 @@ def sweep(setting: Setting = DEFAULT, *, k_max: int = K_MAX, after: int = AFTER)
     members = setting.train(asked)
     found = conditions(members, asked, base)
     title = "Sweep over weight decay, data, initialisation and size: " + task_words(members)
-    result = examined("grok-sweep", title, members, found, setting, k_max=k_max, after=after)
-    points = measured(members, k_max=k_max, jobs=setting.processes)
+    points = measured(members, k_max=k_max, jobs=setting.processes, quiet=setting.quiet)
+    result = examined("grok-sweep", title, members, found, points, setting, k_max=k_max, after=after)
     confounds = confound_rows(found, points, base, after)
     notes = (base_note(found, base), *result.notes, *confound_notes(confounds))
     return replace(result, notes=notes, tables={**result.tables, "confounds": tuple(confounds)})
@@ -84,6 +84,7 @@ def examined(
     title: str,
     members: Sequence[Member],
     found: Sequence[Condition],
+    points: Sequence[Point],
     setting: Setting,
     *,
     k_max: int = K_MAX,
@@ -93,8 +94,7 @@ def examined(
     settings: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Result:
-    """Measure members along their training and return the result that most experiments share."""
-    points = measured(members, k_max=k_max, contrast=contrast, jobs=setting.processes, quiet=setting.quiet)
+    """Return the result that most experiments share, from members and what was measured along their training."""
     at = at_phase(points, after)
     rows = [*grok_rows(found), *extra_rows, *metric_rows(found, at, METRICS, controls=CONTROLS)]
     rows += metric_rows(found, at, DETAILS, controls=CONTROLS, detail=True)

@@ -115,7 +115,7 @@ def _of_two(
     rows = [*overlap_rows(both, at, OVERLAP_AT), *metric_rows(both, at, CROSS)]
     for first, second in compare(found):
         rows += difference_rows(first, second, at)
-    result = examined(kind, f"{title}: {task_words(members)}", members, found, setting, k_max=k_max,
+    result = examined(kind, f"{title}: {task_words(members)}", members, found, points, setting, k_max=k_max,
                       after=after, extra_rows=rows, notes=notes)  # fmt: skip
     figure = Figure("overlap", "bars_with_intervals", "overlaps", "Overlap of the two operations' directions",
                     "Mean over seeds with t interval; 'random' is k / width, what two random subspaces share.",
